@@ -1,0 +1,41 @@
+"""pockmobile compiles PyTorch models into programs that train on the phone."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from pockmobile.compiler import Program, compile
+    from pockmobile.optim import SGD, AdamW, Lion, Momentum
+    from pockmobile.plan import Slice, UpdatePlan
+    from pockmobile.session import Session
+
+_HOMES: Final = {
+    "AdamW": "pockmobile.optim",
+    "Lion": "pockmobile.optim",
+    "Momentum": "pockmobile.optim",
+    "Program": "pockmobile.compiler",
+    "SGD": "pockmobile.optim",
+    "Session": "pockmobile.session",
+    "Slice": "pockmobile.plan",
+    "UpdatePlan": "pockmobile.plan",
+    "compile": "pockmobile.compiler",
+}
+
+__all__ = [
+    "SGD",
+    "AdamW",
+    "Lion",
+    "Momentum",
+    "Program",
+    "Session",
+    "Slice",
+    "UpdatePlan",
+    "compile",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when first used: a session needs no compiler, and `--help` needs no torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

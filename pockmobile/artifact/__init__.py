@@ -1,0 +1,1 @@
+"""What leaves the compiler: program files with their manifest and report, and checkpoints."""

@@ -1,0 +1,147 @@
+"""The report on a program: what it trains, what that costs, and what the delegate left out."""
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from pockmobile.artifact.manifest import Manifest, Method, StateEntry
+
+_UNITS: Final = ("kB", "MB", "GB", "TB", "PB")
+_GAP: Final = "  "
+
+
+def render(manifest: Manifest, file_bytes: int) -> str:
+    """Returns the report as lines of text; `file_bytes` is the size of the program file."""
+    sections = (
+        _summary(manifest, file_bytes),
+        _trained(manifest),
+        _methods(manifest),
+        _outside(manifest),
+    )
+    return "\n\n".join("\n".join(lines) for lines in sections)
+
+
+def human_bytes(num_bytes: int) -> str:
+    """Returns a number of bytes with a decimal unit, for example `1.2 MB`."""
+    if num_bytes < 1000:
+        return f"{num_bytes} B"
+    value, units = num_bytes / 1000, iter(_UNITS)
+    unit = next(units)
+    while value >= 999.95:  # what would be rounded to 1000.0
+        value, unit = value / 1000, next(units)
+    return f"{value:.1f} {unit}"
+
+
+def _summary(manifest: Manifest, file_bytes: int) -> list[str]:
+    nodes, versions = manifest.num_nodes, manifest.versions
+    constants = {name: value for name, value in manifest.optimizer.items() if name != "name"}
+    optimizer = " ".join(
+        [str(manifest.optimizer.get("name")), *(f"{k}={v}" for k, v in constants.items())]
+    )
+    clip = "" if manifest.clip_norm is None else f", clipped at norm {manifest.clip_norm:g}"
+    num_nodes = (
+        f"{nodes.captured:,} captured, {nodes.pruned:,} after pruning, "
+        f"{nodes.lowered:,} lowered"
+    )
+    made_by = (
+        f"pockmobile {versions.pockmobile}, torch {versions.torch}, "
+        f"executorch {versions.executorch}"
+    )
+    rows = [
+        ("model", f"{manifest.model.name} for {manifest.target}"),
+        ("loss", manifest.loss),
+        ("optimizer", optimizer + clip),
+        ("plan", manifest.plan.preset or "custom"),
+        ("file", human_bytes(file_bytes)),
+        ("state", human_bytes(manifest.state_bytes)),
+        ("frozen", human_bytes(manifest.frozen_bytes)),
+        ("nodes", num_nodes),
+        ("made by", made_by),
+    ]
+    return _table(rows, "<<")
+
+
+def _trained(manifest: Manifest) -> list[str]:
+    entries = manifest.parameters
+    total = sum(math.prod(entry.shape) for entry in entries)
+    rows = [
+        (
+            entry.parameter + _slice_suffix(entry),
+            " x ".join(map(str, entry.shape)) or "scalar",
+            f"{math.prod(entry.shape):,}",
+        )
+        for entry in entries
+    ]
+    head = f"trained: {_plural(len(entries), 'tensor')}, {_plural(total, 'value')}"
+    return [head, *_indent(_table(rows, "<<>"))]
+
+
+def _slice_suffix(entry: StateEntry) -> str:
+    if entry.slice is None:
+        return ""
+    before = ":, " * entry.slice.dim
+    return f"[{before}{entry.slice.start}:{entry.slice.stop}]"
+
+
+def _methods(manifest: Manifest) -> list[str]:
+    rows = [("method", "planned", "operators", "delegated", "partitions")]
+    rows += [
+        (
+            name,
+            human_bytes(method.planned_bytes),
+            f"{method.num_operators:,}",
+            _share(method),
+            f"{method.num_partitions:,}",
+        )
+        for name, method in manifest.methods.items()
+    ]
+    return _table(rows, "<>>>>")
+
+
+def _share(method: Method) -> str:
+    if method.num_operators == 0:
+        return "-"
+    # Rounded down: 100 % means that nothing is left outside.
+    share = math.floor(1000 * method.num_delegated / method.num_operators) / 10
+    return f"{share:.1f} %"
+
+
+def _outside(manifest: Manifest) -> list[str]:
+    rows = [
+        (
+            name,
+            f"{operator.count} x",
+            operator.operator,
+            operator.module or "-",
+            operator.reason,
+        )
+        for name, method in manifest.methods.items()
+        for operator in method.outside
+    ]
+    if not rows:
+        return ["outside the delegate: nothing"]
+    total = sum(op.count for method in manifest.methods.values() for op in method.outside)
+    return [
+        f"outside the delegate: {_plural(total, 'operator')}",
+        *_indent(_table(rows, "<><<<")),
+    ]
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _table(rows: Sequence[Sequence[str]], alignment: str) -> list[str]:
+    """Returns one line for each row; `alignment` has `<` or `>` for each column."""
+    widths = [max((len(row[i]) for row in rows), default=0) for i in range(len(alignment))]
+    return [
+        _GAP.join(
+            f"{cell:{side}{width}}"
+            for cell, side, width in zip(row, alignment, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _indent(lines: Sequence[str]) -> list[str]:
+    return [_GAP + line for line in lines]

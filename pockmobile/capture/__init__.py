@@ -1,0 +1,16 @@
+"""From a PyTorch model to its joint graph."""
+
+from pockmobile.capture.forward import Forward, export_forward
+from pockmobile.capture.joint import capture_joint, capture_predict, model_output
+from pockmobile.capture.layers import describe_layers
+from pockmobile.capture.ranges import index_limits
+
+__all__ = [
+    "Forward",
+    "capture_joint",
+    "capture_predict",
+    "describe_layers",
+    "export_forward",
+    "index_limits",
+    "model_output",
+]

@@ -1,0 +1,79 @@
+"""The operators that a joint graph is made of: core ATen, less what targets treat better."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch._decomp import core_aten_decompositions
+
+_aten = torch.ops.aten
+
+
+def embedding_dense_backward(
+    grad: Tensor, indices: Tensor, num_weights: int, padding_idx: int, scale_grad_by_freq: bool
+) -> Tensor:
+    """Adds the rows of `grad` where `indices` point; in one operator, since ours are checked."""
+    if padding_idx >= 0:
+        grad = grad * (indices != padding_idx).to(grad.dtype).unsqueeze(-1)
+    if scale_grad_by_freq:
+        return NotImplemented
+    zeros = grad.new_zeros((num_weights, grad.shape[-1]))
+    return torch.ops.aten.index_put.default(zeros, [indices], grad, True)
+
+
+def slice_backward(
+    grad: Tensor, sizes: list[int], dim: int, start: int, end: int, step: int
+) -> Tensor:
+    """Pads with zeros where the slice was cut; needs no scatter for a step of one."""
+    if step != 1:
+        return NotImplemented
+    size = sizes[dim]
+    start = min(start + size if start < 0 else start, size)
+    dim %= len(sizes)
+    after = size - start - grad.shape[dim]
+    pads = [0, 0] * (len(sizes) - 1 - dim) + [start, after]
+    return torch.ops.aten.constant_pad_nd.default(grad, pads, 0.0)
+
+
+def select_backward(grad: Tensor, sizes: list[int], dim: int, index: int) -> Tensor:
+    """The same for one index."""
+    dim %= len(sizes)
+    index = index + sizes[dim] if index < 0 else index
+    return slice_backward(grad.unsqueeze(dim), sizes, dim, index, index + 1, 1)
+
+
+def max_pool2d_with_indices_backward(
+    grad: Tensor, x: Tensor, size: list[int], stride: list[int], padding: list[int],
+    dilation: list[int], ceil_mode: bool, indices: Tensor,
+) -> Tensor:  # fmt: skip
+    """Adds gradients where the maxima were.
+
+    ExecuTorch 1.5's portable kernel of this name adds into memory that it never clears, so
+    its gradients are wrong (kernels/portable/cpu/op_max_pool2d_with_indices_backward.cpp).
+    """
+    zeros = x.new_zeros((*x.shape[:-2], x.shape[-2] * x.shape[-1]))
+    added = zeros.scatter_add(-1, indices.flatten(-2), grad.flatten(-2))
+    return added.reshape(x.shape)
+
+
+_KEPT: Final = (
+    # Targets write these masks in their own operators.
+    _aten.threshold_backward.default,
+    _aten.hardtanh_backward.default,
+)
+
+
+def _table() -> dict[Any, Callable[..., Any]]:
+    table = dict(core_aten_decompositions())
+    for target in _KEPT:
+        table.pop(target, None)
+    table[_aten.embedding_dense_backward.default] = embedding_dense_backward
+    table[_aten.slice_backward.default] = slice_backward
+    table[_aten.select_backward.default] = select_backward
+    table[_aten.max_pool2d_with_indices_backward.default] = max_pool2d_with_indices_backward
+    return table
+
+
+DECOMPOSITIONS: Final[Mapping[Any, Callable[..., Any]]] = _table()
+"""What the capture decomposes, below autograd."""

@@ -1,0 +1,142 @@
+"""The forward pass as `torch.export` sees it, with parameters by name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
+
+from pockmobile.errors import ModelError
+
+
+@final
+@dataclass(frozen=True)
+class Forward:
+    """An exported forward pass.
+
+    `graph` holds training-dialect ATen operators, `get_attr` nodes for its tensors and one
+    placeholder for each leaf of the inputs, in order. `tensors` maps each `get_attr` target
+    to the canonical name of its tensor: tied parameters share one name. `inputs` are the
+    tensors among the example inputs; `leaves` all of them, in placeholder order.
+    """
+
+    graph: fx.GraphModule
+    tensors: Mapping[str, str]
+    parameters: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor]
+    trainable: frozenset[str]
+    inputs: Mapping[str, Tensor]
+    leaves: tuple[Any, ...]
+
+    @property
+    def batch_size(self) -> int:
+        """The first dimension of the first input."""
+        return next(iter(self.inputs.values())).shape[0]
+
+    @property
+    def has_dynamic_batch(self) -> bool:
+        """Whether it takes batches of another size than the example's."""
+        holders = [node for node in self.graph.graph.nodes if node.op == "placeholder"]
+        shapes = [
+            node.meta["val"].shape for node in holders if isinstance(node.meta["val"], Tensor)
+        ]
+        return all(isinstance(shape[0], torch.SymInt) for shape in shapes if shape)
+
+    def with_inputs(self, inputs: Mapping[str, Tensor]) -> tuple[Any, ...]:
+        """Returns the leaves with the tensors of `inputs` in the place of the examples."""
+        feed = iter(inputs.values())
+        return tuple(next(feed) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves)
+
+
+def export_forward(
+    model: nn.Module | ExportedProgram,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+) -> Forward:
+    """Exports the forward pass of `model` (in evaluation mode) on the example inputs.
+
+    Raises:
+        ModelError: the forward pass fails, or cannot be exported.
+    """
+    kwargs = dict(kwargs or {})
+    program = model if isinstance(model, ExportedProgram) else _export(model, args, kwargs)
+    graph = program.module(check_guards=False)
+    leaves = tuple(tree_leaves((args, kwargs)))
+    names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
+    if len(names) != len(leaves):
+        raise ModelError(
+            f"the model takes {len(names)} inputs ({', '.join(names)}), found {len(leaves)}"
+        )
+    inputs = {
+        name: leaf for name, leaf in zip(names, leaves, strict=True) if isinstance(leaf, Tensor)
+    }
+    if not inputs:
+        raise ModelError("the model takes no tensor; expected at least one input tensor")
+    return Forward(graph, *_named_tensors(graph), inputs=inputs, leaves=leaves)
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as error:
+        shapes = ", ".join(
+            str(list(leaf.shape))
+            for leaf in tree_leaves((args, kwargs))
+            if isinstance(leaf, Tensor)
+        )
+        raise ModelError(
+            f"the model's forward pass fails on example inputs of shape {shapes}: "
+            f"{first_line(error)}"
+        ) from error
+    try:
+        return torch.export.export(model, args, kwargs, strict=False)
+    except Exception as error:
+        raise ModelError(
+            f"torch.export cannot capture the model: {first_line(error)}; see the torch.export "
+            f"documentation on data-dependent control flow"
+        ) from error
+    finally:
+        model.train(was_training)
+
+
+def _named_tensors(
+    graph: fx.GraphModule,
+) -> tuple[dict[str, str], dict[str, Tensor], dict[str, Tensor], frozenset[str]]:
+    """Returns target -> canonical name, parameters, buffers, and what requires gradients."""
+    canonical: dict[int, str] = {}
+    tensors: dict[str, str] = {}
+    parameters: dict[str, Tensor] = {}
+    buffers: dict[str, Tensor] = {}
+    trainable: set[str] = set()
+    for name, parameter in graph.named_parameters(remove_duplicate=False):
+        tensors[name] = canonical.setdefault(id(parameter), name)
+        parameters.setdefault(tensors[name], parameter.detach())
+        if parameter.requires_grad and parameter.is_floating_point():
+            trainable.add(tensors[name])
+    targets = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    for target in sorted(targets - set(tensors)):
+        value = _attribute(graph, target)
+        tensors[target] = canonical.setdefault(id(value), target)
+        buffers.setdefault(tensors[target], value.detach())
+    return tensors, parameters, buffers, frozenset(trainable)
+
+
+def _attribute(module: nn.Module, target: str) -> Tensor:
+    *path, name = target.split(".")
+    for part in path:
+        module = getattr(module, part)
+    value = getattr(module, name)
+    assert isinstance(value, Tensor), f"{target} is no tensor"
+    return value
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

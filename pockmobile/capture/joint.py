@@ -1,0 +1,208 @@
+"""Traces forward, loss and backward into one joint graph.
+
+`torch.export` gives the forward pass; `make_fx` traces it with the loss and
+`torch.autograd.grad` on top. That needs no private interface, and a parameter that is used
+twice simply has two uses, which `_export_forward_backward` cannot capture (pytorch issue
+147380).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.traceback import preserve_node_meta
+from torch.utils._pytree import tree_leaves
+
+from pockmobile.capture.decompositions import DECOMPOSITIONS
+from pockmobile.capture.forward import Forward, first_line
+from pockmobile.capture.semantics import RULES
+from pockmobile.errors import ModelError
+from pockmobile.graph import JointGraph, Port, Role, verify
+from pockmobile.graph.rewrite import MODULE_KEY, to_meta
+from pockmobile.loss import Evaluation, Loss
+
+
+class _ForwardInterpreter(fx.Interpreter):
+    """Runs the exported forward pass on given tensors, under the rules of fine-tuning."""
+
+    def __init__(self, forward: Forward, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__(forward.graph)
+        self._forward = forward
+        self._tensors = tensors
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:
+        return self._tensors[self._forward.tensors[target]]
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return RULES.get(target, target)(*args, **kwargs)
+
+    def outputs(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """Returns the tensors that the model returns."""
+        leaves = self._forward.with_inputs(inputs)
+        result = self.run(*leaves, enable_io_processing=False)
+        return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+def capture_joint(
+    forward: Forward, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], loss: Loss
+) -> JointGraph:
+    """Returns the joint graph for inputs and targets of these shapes.
+
+    Its inputs are all parameters, all buffers, the inputs and the targets; its outputs the
+    loss (float32 []), the metrics, and a gradient for each parameter that influences the loss.
+
+    Raises:
+        ModelError: the loss does not fit the model's outputs.
+    """
+
+    def step(
+        tensors: dict[str, Tensor], inputs: dict[str, Tensor], targets: dict[str, Tensor]
+    ) -> Any:
+        with torch.enable_grad():
+            for name in forward.parameters:
+                if tensors[name].is_floating_point():
+                    tensors[name] = tensors[name].detach().requires_grad_()
+            result = _evaluate(forward, tensors, inputs, targets, loss)
+            names = [name for name in forward.parameters if tensors[name].requires_grad]
+            grads = torch.autograd.grad(
+                result.loss, [tensors[name] for name in names], allow_unused=True
+            )
+        pairs = zip(names, grads, strict=True)
+        return (
+            result.loss,
+            list(result.metrics),
+            {name: grad for name, grad in pairs if grad is not None},
+        )
+
+    module, spec = _trace(step, _tensors(forward), dict(inputs), dict(targets))
+    ports = [
+        Port("loss", Role.LOSS),
+        *(Port(name, Role.METRIC) for name in loss.metrics),
+        *(Port(f"grad.{name}", Role.GRADIENT, parameter=name) for name in spec[2]),
+    ]
+    return _joint(forward, module, inputs, targets, ports)
+
+
+def capture_predict(forward: Forward, inputs: Mapping[str, Tensor]) -> JointGraph:
+    """Returns the graph of the forward pass alone, for inputs of these shapes."""
+
+    def predict(tensors: dict[str, Tensor], inputs: dict[str, Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            return _ForwardInterpreter(forward, tensors).outputs(inputs)
+
+    module, spec = _trace(predict, _tensors(forward), dict(inputs))
+    names = ["output"] if len(spec) == 1 else [f"output_{index}" for index in range(len(spec))]
+    return _joint(forward, module, inputs, {}, [Port(name, Role.OUTPUT) for name in names])
+
+
+def model_output(forward: Forward, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Runs the forward pass and returns its first output, on which the loss is computed."""
+    tensors = {**forward.parameters, **forward.buffers}
+    with torch.no_grad():
+        return _ForwardInterpreter(forward, tensors).outputs(inputs)[0]
+
+
+def _tensors(forward: Forward) -> dict[str, Tensor]:
+    return {**forward.parameters, **forward.buffers}
+
+
+def _evaluate(
+    forward: Forward,
+    tensors: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    loss: Loss,
+) -> Evaluation:
+    output = _ForwardInterpreter(forward, tensors).outputs(inputs)[0]
+    with preserve_node_meta(False):
+        try:
+            result = loss.evaluate(output, tuple(targets.values()))
+        except ModelError:
+            raise
+        except Exception as error:
+            shapes = [list(target.shape) for target in targets.values()]
+            raise ModelError(
+                f"loss {loss.name} fails on outputs of shape {list(output.shape)} and targets "
+                f"of shape {shapes}: {first_line(error)}"
+            ) from error
+    if not result.loss.requires_grad:
+        raise ModelError(f"loss {loss.name} does not depend on any parameter: nothing to train")
+    return result
+
+
+def _trace(function: Any, *args: Any) -> tuple[fx.GraphModule, Any]:
+    """Traces `function`; returns the graph with flat outputs, and the outputs' structure."""
+    structure: list[Any] = []
+
+    def flat(*args: Any) -> list[Tensor]:
+        result = function(*args)
+        structure.append(result)
+        return tree_leaves(result)
+
+    with preserve_node_meta():
+        traced = make_fx(
+            flat,
+            tracing_mode="fake",
+            decomposition_table=dict(DECOMPOSITIONS),
+            _error_on_data_dependent_ops=True,
+        )(*args)
+        if any(_mutates(node) for node in traced.graph.nodes):
+            # In-place operators (an inplace ReLU) are written as their pure counterparts.
+            run = functionalize(fx.Interpreter(traced).run, remove="mutations")
+            traced = make_fx(run, tracing_mode="fake")(*args)
+    return traced, structure[-1]
+
+
+def _mutates(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _joint(
+    forward: Forward,
+    module: fx.GraphModule,
+    inputs: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    outputs: Sequence[Port],
+) -> JointGraph:
+    plain = fx.GraphModule(module, _plain_graph(module))
+    ports = (
+        *(Port(name, Role.PARAMETER, parameter=name) for name in forward.parameters),
+        *(Port(name, Role.BUFFER) for name in forward.buffers),
+        *(Port(name, Role.INPUT) for name in inputs),
+        *(Port(name, Role.TARGET) for name in targets),
+    )
+    graph = JointGraph(plain, ports, tuple(outputs), _tensors(forward))
+    verify(graph)
+    return graph
+
+
+def _plain_graph(module: fx.GraphModule) -> fx.Graph:
+    """Returns a copy without pytrees, whose nodes carry only a meta value and a module path."""
+    graph = fx.Graph()
+    memo: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(module.graph, memo))
+    for node, copied in memo.items():
+        path = _module_path(node) or next(
+            (
+                memo[parent].meta[MODULE_KEY]
+                for parent in node.all_input_nodes
+                if memo[parent].meta[MODULE_KEY]
+            ),
+            "",
+        )
+        value = (
+            getattr(module, str(node.target)) if node.op == "get_attr" else node.meta.get("val")
+        )
+        copied.meta = {"val": to_meta(value), MODULE_KEY: path}
+    results = next(node for node in graph.nodes if node.op == "output")
+    results.args = (tuple(tree_leaves(results.args[0])),)
+    return graph
+
+
+def _module_path(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    path = str(next(reversed(stack.values()))[0]) if stack else ""
+    return path.removeprefix("L['self'].").removeprefix("L['self']")

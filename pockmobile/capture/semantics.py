@@ -1,0 +1,76 @@
+"""What operators mean while a model is fine-tuned: rules that the capture applies.
+
+BatchNorm uses its stored statistics, as PockEngine does (MICRO 2023, section 3.3): running
+statistics of a few private examples are worse than those of the pretraining. Dropout is
+off. Attention is written in plain operators, since fused kernels have no joint graph.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+_aten = torch.ops.aten
+
+
+def frozen_batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, *rest: Any
+) -> Tensor:
+    """Applies stored statistics as one scale and one shift for each channel (dim 1)."""
+    eps = float(rest[2])
+    scale = torch.rsqrt(var + eps)
+    if weight is not None:
+        scale = scale * weight
+    shift = -mean * scale
+    if bias is not None:
+        shift = shift + bias
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    return x * scale.reshape(shape) + shift.reshape(shape)
+
+
+def no_dropout(x: Tensor, *_: Any) -> Tensor:
+    """Returns its input: dropout is off."""
+    return x
+
+
+def plain_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Writes scaled dot product attention in matmuls and a softmax."""
+    if enable_gqa:
+        repeats = query.shape[-3] // key.shape[-3]
+        key = key.repeat_interleave(repeats, -3)
+        value = value.repeat_interleave(repeats, -3)
+    scores = (query * (scale or 1.0 / math.sqrt(query.shape[-1]))) @ key.transpose(-2, -1)
+    if is_causal:
+        # A large number, not infinity: inf - inf inside a delegate's softmax would be NaN.
+        upper = torch.ones(scores.shape[-2:], dtype=scores.dtype, device=scores.device).triu(1)
+        scores = scores + upper * _MASKED
+    if mask is None:
+        return scores.softmax(-1) @ value
+    if mask.dtype == torch.bool:
+        mask = torch.where(mask, 0.0, _MASKED).to(scores.dtype)
+    return (scores + mask).softmax(-1) @ value
+
+
+_MASKED: Final = -1e30
+
+RULES: Final[Mapping[Any, Callable[..., Any]]] = {
+    _aten.batch_norm.default: frozen_batch_norm,
+    _aten.dropout.default: no_dropout,
+    _aten.dropout_.default: no_dropout,
+    _aten.feature_dropout.default: no_dropout,
+    _aten.alpha_dropout.default: no_dropout,
+    _aten.scaled_dot_product_attention.default: plain_attention,
+}
+"""Operators of the exported forward pass and what is traced in their place."""

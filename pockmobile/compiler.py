@@ -1,0 +1,266 @@
+"""The stages of a compilation, in order: from a model to a program that trains."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from pockmobile import passes as p
+from pockmobile.artifact.manifest import Manifest
+from pockmobile.artifact.program import write_program
+from pockmobile.artifact.report import render
+from pockmobile.capture import (
+    Forward,
+    capture_joint,
+    capture_predict,
+    describe_layers,
+    export_forward,
+    index_limits,
+    model_output,
+)
+from pockmobile.describe import Description, MethodDescription, describe
+from pockmobile.errors import ModelError
+from pockmobile.graph import JointGraph, Role
+from pockmobile.loss import Loss, resolve_loss
+from pockmobile.optim import SGD, Optimizer
+from pockmobile.plan import UpdatePlan, check_plan, resolve_plan
+from pockmobile.targets import Target, lower_program, resolve_target
+
+
+@final
+@dataclass(frozen=True)
+class Program:
+    """A training program: the bytes of its `.pte`, and its manifest."""
+
+    buffer: bytes
+    manifest: Manifest
+
+    def save(self, path: str | Path) -> None:
+        """Writes the `.pte`, whole or not at all.
+
+        Raises:
+            ArtifactError: the file cannot be written.
+        """
+        write_program(path, self.buffer)
+
+    def report(self) -> str:
+        """Returns what is trained, what it costs and what is delegated, for people."""
+        return render(self.manifest, len(self.buffer))
+
+
+def compile(  # noqa: A001  the name that the design gives it
+    model: nn.Module | ExportedProgram,
+    example_args: tuple[Any, ...],
+    example_targets: tuple[Tensor, ...] | None = None,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    loss: str | Loss | Callable[..., Tensor] = "cross_entropy",
+    plan: str | Path | UpdatePlan = "full",
+    optimizer: Optimizer | None = None,
+    clip_norm: float | None = None,
+    target: str = "xnnpack",
+    predict_batch_size: int = 1,
+    name: str | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Program:
+    """Compiles a model into a program that trains it on the stock ExecuTorch runtime.
+
+    Args:
+        model: an ordinary module (its forward pass in evaluation mode is exported), or what
+            `torch.export.export` returned.
+        example_args: positional inputs of one batch; dimension 0 is the batch.
+        example_targets: targets of that batch; made by the loss if left out.
+        example_kwargs: keyword inputs, if any.
+        loss: `cross_entropy`, `next_token`, `mse`, `bce`, or a function (output, *targets)
+            that returns one number.
+        plan: a preset (`full`, `head`, `bias`, `last:N`, `sparse:B:W`), the path of a plan
+            file, or a plan.
+        optimizer: `SGD` (the default), `Momentum`, `AdamW` or `Lion`; the learning rate is
+            an input of each step.
+        clip_norm: the joint norm to which gradients are clipped, if any.
+        target: `xnnpack` or `portable`.
+        predict_batch_size: the batch of `predict`; an archive of static shapes keeps its own.
+        name: the model's name in the manifest; by default its class.
+        progress: told each stage as it begins.
+
+    Raises:
+        ModelError: the forward pass or the loss fails on the example batch.
+        PlanError: the plan does not fit the model.
+        UnsupportedOperatorError: the runtime lacks an operator.
+    """
+    chosen_target, chosen_loss = resolve_target(target), resolve_loss(loss)
+    optimizer = optimizer or SGD()
+    progress("export the forward pass")
+    forward = export_forward(model, example_args, example_kwargs)
+    output = model_output(forward, forward.inputs)
+    targets = _named_targets(example_targets, chosen_loss, output)
+    progress("capture the joint graph")
+    joint = capture_joint(forward, forward.inputs, targets, chosen_loss)
+    progress("resolve the plan")
+    chosen_plan = _resolve(plan, forward, joint)
+    progress("capture predict")
+    predict = _capture_predict(model, forward, example_args, example_kwargs, predict_batch_size)
+
+    progress("rewrite train_step")
+    train, runs, num_pruned = _train_step(
+        joint, chosen_plan, optimizer, clip_norm, chosen_target
+    )
+    progress("rewrite evaluate and predict")
+    measured = joint.keep_outputs(lambda port: port.role in (Role.LOSS, Role.METRIC))
+    graphs = {
+        "train_step": train,
+        "evaluate": _inference(measured, chosen_plan, chosen_target),
+        "predict": _inference(predict, chosen_plan, chosen_target),
+    }
+    progress("lower")
+    lowered = {method: chosen_target.lower(graph) for method, graph in graphs.items()}
+    description = Description(
+        name=name or type(model).__name__,
+        sha256=_weights_sha256(forward),
+        target=target,
+        methods={
+            method: MethodDescription(graphs[method], lowered[method]) for method in graphs
+        },
+        input_limits=index_limits(joint),
+        target_range=chosen_loss.target_range(output),
+        plan=chosen_plan,
+        optimizer=optimizer,
+        clip_norm=clip_norm,
+        loss=chosen_loss,
+        num_captured=joint.num_operators,
+        num_pruned=num_pruned,
+        passes=runs,
+    )
+    progress("emit the program")
+    written: list[Manifest] = []
+
+    def write_manifest(planned: Mapping[str, int]) -> str:
+        written.append(describe(description, planned))
+        return written[-1].to_json()
+
+    pairs = {method: (graphs[method], lowered[method]) for method in graphs}
+    buffer = lower_program(pairs, _initial_state(train), write_manifest)
+    return Program(buffer, written[-1])
+
+
+def _train_step(
+    joint: JointGraph,
+    plan: UpdatePlan,
+    optimizer: Optimizer,
+    clip_norm: float | None,
+    target: Target,
+) -> tuple[JointGraph, list[p.PassRun], int]:
+    """Returns the training step, what each pass did, and the operators left by pruning."""
+    pruned, first = p.run_passes(joint, [p.Canonicalize(), p.ApplyPlan(plan), p.Prune()])
+    graph, rest = p.run_passes(
+        pruned,
+        [
+            p.AppendOptimizer(optimizer, clip_norm),
+            p.Canonicalize(),
+            p.NarrowGradients(),
+            *_shared(target),
+            # Last, so that it sees the operators that will really run.
+            p.ReorderForMemory(),
+        ],
+    )
+    return graph, [*first, *rest], pruned.num_operators
+
+
+def _inference(graph: JointGraph, plan: UpdatePlan, target: Target) -> JointGraph:
+    """Returns `evaluate` or `predict`: the same rewrites, without a backward pass."""
+    result, _ = p.run_passes(
+        graph, [p.Canonicalize(), p.ApplyPlan(plan), p.Prune(), *_shared(target)]
+    )
+    return result
+
+
+def _shared(target: Target) -> list[p.Pass]:
+    """The passes of every method, from plain ATen to the target's operators."""
+    return [
+        p.FoldConstants(),
+        p.RemoveNoops(),
+        p.EliminateCommon(),
+        *target.passes(),
+        # What the target's rewrites leave behind.
+        p.Canonicalize(),
+        p.FoldConstants(),
+        p.RemoveNoops(),
+        p.EliminateCommon(),
+        p.Prune(),
+    ]
+
+
+def _resolve(plan: str | Path | UpdatePlan, forward: Forward, joint: JointGraph) -> UpdatePlan:
+    """Returns the plan, checked; a preset leaves out what does not influence the loss."""
+    grads = joint.output_nodes(Role.GRADIENT)
+    shapes = {
+        name: tuple(value.shape)
+        for name, value in forward.parameters.items()
+        if f"grad.{name}" in grads
+    }
+    resolved = resolve_plan(plan, describe_layers(forward))
+    if resolved.preset is not None and not isinstance(plan, UpdatePlan):
+        update = {name: part for name, part in resolved.update.items() if name in shapes}
+        resolved = replace(resolved, update=update)
+    check_plan(resolved, shapes)
+    return resolved
+
+
+def _capture_predict(
+    model: nn.Module | ExportedProgram,
+    forward: Forward,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None,
+    batch_size: int,
+) -> JointGraph:
+    if isinstance(model, ExportedProgram):
+        if not forward.has_dynamic_batch:
+            return capture_predict(forward, forward.inputs)
+        inputs = {name: resize(value, batch_size) for name, value in forward.inputs.items()}
+        return capture_predict(forward, inputs)
+    small_args = tuple(resize(leaf, batch_size) for leaf in args)
+    small_kwargs = {name: resize(leaf, batch_size) for name, leaf in (kwargs or {}).items()}
+    small = export_forward(model, small_args, small_kwargs)
+    return capture_predict(small, small.inputs)
+
+
+def resize(value: Any, batch_size: int) -> Any:
+    """Returns tensors with the first rows, repeated if there are too few; other leaves as is."""
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return value
+    repeats = -(-batch_size // value.shape[0])
+    return value.repeat(repeats, *[1] * (value.dim() - 1))[:batch_size].contiguous()
+
+
+def _named_targets(
+    targets: tuple[Tensor, ...] | None, loss: Loss, output: Tensor
+) -> dict[str, Tensor]:
+    targets = loss.example_targets(output) if targets is None else targets
+    if not targets:
+        raise ModelError(f"loss {loss.name} needs targets, found none")
+    if len(targets) == 1:
+        return {"target": targets[0]}
+    return {f"target_{index}": value for index, value in enumerate(targets)}
+
+
+def _initial_state(train: JointGraph) -> Sequence[Tensor]:
+    """The parameters' values, and zeros for the optimizer's."""
+    pairs = zip(train.inputs, train.placeholders, strict=True)
+    return [
+        train.initial.get(port.name, torch.zeros(node.meta["val"].shape))
+        for port, node in pairs
+        if port.role in (Role.PARAMETER, Role.OPTIMIZER)
+    ]
+
+
+def _weights_sha256(forward: Forward) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted({**forward.parameters, **forward.buffers}.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

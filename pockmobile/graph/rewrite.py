@@ -1,0 +1,110 @@
+"""Helpers with which passes add operators to a graph."""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves, tree_map
+
+from pockmobile.graph.joint import add_constant, fake_like
+
+MODULE_KEY = "module"
+"""Where a node keeps the path of the module that it came from, for reports."""
+
+
+def value_of(node: fx.Node) -> Tensor:
+    """Returns the meta tensor of a node that yields one tensor."""
+    value = node.meta["val"]
+    assert isinstance(value, Tensor)
+    return value
+
+
+def shape_of(node: fx.Node) -> list[int]:
+    """Returns the shape of a node's tensor."""
+    return [int(size) for size in value_of(node).shape]
+
+
+def infer(target: Any, args: Any, kwargs: Any) -> Any:
+    """Runs `target` on the meta tensors of its arguments."""
+    args, kwargs = tree_map(
+        lambda leaf: leaf.meta["val"] if isinstance(leaf, fx.Node) else leaf,
+        (args, dict(kwargs)),
+    )
+    if "device" in kwargs or target in _FACTORIES:
+        kwargs = {**kwargs, "device": torch.device("meta")}
+    return target(*args, **kwargs)
+
+
+_FACTORIES = (torch.ops.aten.full.default, torch.ops.aten.scalar_tensor.default)
+
+
+def call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    """Adds a call with its meta value; its module path is that of its first argument."""
+    node = graph.call_function(target, args, kwargs)
+    node.meta["val"] = infer(target, args, kwargs)
+    parents = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, fx.Node)]
+    if parents:
+        node.meta[MODULE_KEY] = parents[0].meta.get(MODULE_KEY, "")
+    return node
+
+
+def inline(graph: fx.Graph, function: Callable[..., Any], args: Sequence[Any]) -> list[fx.Node]:
+    """Traces `function` over `args` (nodes, numbers, lists) and adds its operators.
+
+    Tensors that the function makes itself become constants. Returns one node for each
+    tensor that the function returns.
+    """
+    nodes = [leaf for leaf in tree_leaves(list(args)) if isinstance(leaf, fx.Node)]
+
+    def on_tensors(*tensors: Tensor) -> list[Tensor]:
+        feed = dict(zip(nodes, tensors, strict=True))
+        real = tree_map(lambda arg: feed[arg] if isinstance(arg, fx.Node) else arg, list(args))
+        return [leaf for leaf in tree_leaves(function(*real)) if leaf is not None]
+
+    traced = make_fx(on_tensors)(*(node.meta["val"] for node in nodes))
+    return _splice(graph, traced, nodes)
+
+
+def _splice(
+    graph: fx.Graph, traced: fx.GraphModule, inputs: Sequence[fx.Node]
+) -> list[fx.Node]:
+    owner = graph.owning_module
+    assert owner is not None
+    feed = iter(inputs)
+    memo: dict[fx.Node, fx.Node] = {}
+    module = inputs[0].meta.get(MODULE_KEY, "") if inputs else ""
+    for node in traced.graph.nodes:
+        if node.op == "placeholder":
+            memo[node] = next(feed)
+        elif node.op == "get_attr":
+            memo[node] = add_constant(owner, getattr(traced, str(node.target)))
+        elif node.op == "call_function":
+            memo[node] = graph.node_copy(node, memo.__getitem__)
+            memo[node].meta = {"val": to_meta(node.meta["val"]), MODULE_KEY: module}
+        else:
+            return [memo[result] for result in tree_leaves(node.args) if result is not None]
+    raise AssertionError("a graph without output")
+
+
+def to_meta(value: Any) -> Any:
+    """Returns meta tensors in the place of the tensors in `value`."""
+    return tree_map(lambda leaf: fake_like(leaf) if isinstance(leaf, Tensor) else leaf, value)
+
+
+def replace_node(node: fx.Node, replacement: fx.Node) -> None:
+    """Puts `replacement` in the place of `node` and erases `node`."""
+    node.replace_all_uses_with(replacement)
+    node.graph.erase_node(node)
+
+
+def replace_results(node: fx.Node, results: Sequence[fx.Node | None]) -> None:
+    """Puts `results` in the place of the `getitem` nodes of a node with several results."""
+    for user in list(node.users):
+        assert user.target is operator.getitem
+        result = results[int(user.args[1])]  # type: ignore[call-overload]
+        assert result is not None, f"{user.format_node()} was not computed"
+        replace_node(user, result)
+    node.graph.erase_node(node)

@@ -1,0 +1,30 @@
+"""Passes over the joint graph; `compiler` orders them."""
+
+from pockmobile.passes.append_optimizer import AppendOptimizer
+from pockmobile.passes.apply_plan import ApplyPlan
+from pockmobile.passes.base import Numerics, Pass, PassRun, run_passes
+from pockmobile.passes.canonicalize import Canonicalize
+from pockmobile.passes.decompose import Decompose
+from pockmobile.passes.eliminate_common import EliminateCommon
+from pockmobile.passes.fold_constants import FoldConstants
+from pockmobile.passes.narrow_gradients import NarrowGradients
+from pockmobile.passes.prune import Prune
+from pockmobile.passes.remove_noops import RemoveNoops
+from pockmobile.passes.reorder_for_memory import ReorderForMemory
+
+__all__ = [
+    "AppendOptimizer",
+    "ApplyPlan",
+    "Canonicalize",
+    "Decompose",
+    "EliminateCommon",
+    "FoldConstants",
+    "NarrowGradients",
+    "Numerics",
+    "Pass",
+    "PassRun",
+    "Prune",
+    "RemoveNoops",
+    "ReorderForMemory",
+    "run_passes",
+]

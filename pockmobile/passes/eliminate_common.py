@@ -1,0 +1,61 @@
+"""Pass: computes each value once."""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import fx
+from torch.utils._pytree import tree_map
+
+from pockmobile.graph import JointGraph
+from pockmobile.graph.joint import constant_value
+from pockmobile.passes.base import Pass, finish
+
+
+@final
+@dataclass(frozen=True)
+class EliminateCommon(Pass):
+    """Merges operators that have the same arguments, and constants that are the same bytes.
+
+    Before: a = exp(x); b = exp(x); add(a, b)
+    After:  a = exp(x); add(a, a)
+    """
+
+    name = "eliminate-common"
+
+    def apply(self, graph: JointGraph) -> JointGraph:
+        """Returns the graph without duplicates."""
+        if not _duplicates(graph):
+            return graph
+        graph = graph.copy()
+        for node, first in _duplicates(graph).items():
+            node.replace_all_uses_with(first)
+        return finish(graph)
+
+
+def _duplicates(graph: JointGraph) -> dict[fx.Node, fx.Node]:
+    """Returns each node that repeats an earlier one, with that one."""
+    seen: dict[Any, fx.Node] = {}
+    found: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op not in ("call_function", "get_attr"):
+            continue
+        key = _key(node, found)
+        first = seen.setdefault(key, node)
+        if first is not node:
+            found[node] = first
+    return found
+
+
+def _key(node: fx.Node, found: dict[fx.Node, fx.Node]) -> Any:
+    if node.op == "get_attr":
+        value = constant_value(node)
+        data = value.numpy().tobytes() if value.numel() <= _MAX_COMPARED else value.data_ptr()
+        return ("constant", value.dtype, tuple(value.shape), data)
+    args = tree_map(
+        lambda leaf: found.get(leaf, leaf) if isinstance(leaf, fx.Node) else leaf, node.args
+    )
+    # 1 and 1.0 and True are equal as keys, yet mean different operators: keep their types.
+    return (node.target, repr(args), repr(dict(node.kwargs)))
+
+
+_MAX_COMPARED = 4096

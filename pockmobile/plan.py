@@ -1,0 +1,238 @@
+"""Update plans: which parameters are trained, whole or in part, and the presets for them.
+
+The `sparse` preset is the hand scheme of PockEngine (MICRO 2023, section 4.1): biases of
+the last blocks, and in some of them the weights of the first 1x1 convolution, or of
+attention and the first feed-forward layer.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, final
+
+from pockmobile.errors import PlanError, nearest
+
+PLAN_FORMAT: Final = 1
+Kind = Literal["convolution", "linear", "norm", "embedding", "other"]
+
+
+@final
+@dataclass(frozen=True)
+class Slice:
+    """The channels `start` to `stop` (excluded) of a parameter's dimension `dim`."""
+
+    dim: int
+    start: int
+    stop: int
+
+
+@final
+@dataclass(frozen=True)
+class UpdatePlan:
+    """What is trained: fully qualified parameter name -> None (whole) or a slice.
+
+    What is not named is frozen.
+    """
+
+    update: Mapping[str, Slice | None]
+    preset: str | None = field(default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the plan as JSON holds it."""
+        update = {name: asdict(part) if part else None for name, part in self.update.items()}
+        return {"format": PLAN_FORMAT, "preset": self.preset, "update": update}
+
+    @staticmethod
+    def from_json(data: Any) -> "UpdatePlan":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            PlanError: it is no plan, or of another format.
+        """
+        if not isinstance(data, dict) or data.get("format") != PLAN_FORMAT:
+            raise PlanError(f'a plan file is a JSON object with "format": {PLAN_FORMAT}')
+        update = data.get("update")
+        if not isinstance(update, dict) or not update:
+            raise PlanError('a plan needs "update": {"parameter name": null or a slice}')
+        parts = {str(name): _read_slice(name, part) for name, part in update.items()}
+        return UpdatePlan(parts, data.get("preset"))
+
+    @staticmethod
+    def load(path: str | Path) -> "UpdatePlan":
+        """Reads a plan file.
+
+        Raises:
+            PlanError: the file is missing, no JSON, or no plan.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PlanError(f"cannot read the plan {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise PlanError(f"{path} is no JSON: {error}") from error
+        return UpdatePlan.from_json(data)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a plan file."""
+        Path(path).write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
+
+
+def _read_slice(name: str, part: Any) -> Slice | None:
+    if part is None:
+        return None
+    keys = ("dim", "start", "stop")
+    if not isinstance(part, dict) or set(part) != set(keys):
+        raise PlanError(f"the plan's {name} must be null or have dim, start and stop: {part}")
+    if not all(isinstance(part[key], int) for key in keys):
+        raise PlanError(f"the plan's {name} must have whole numbers: {part}")
+    return Slice(**part)
+
+
+@final
+@dataclass(frozen=True)
+class Layer:
+    """One use of parameters in the forward pass, in execution order.
+
+    `block` is the repeated part of the model that it is in. `is_leading` marks the weights
+    that `sparse` trains: the first full convolution of a block, or attention and the first
+    feed-forward layer.
+    """
+
+    path: str
+    block: str
+    kind: Kind
+    weight: str
+    bias: str
+    is_leading: bool = False
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of its parameters."""
+        return tuple(name for name in (self.weight, self.bias) if name)
+
+
+def check_plan(plan: UpdatePlan, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Checks that each name is a parameter and each slice lies inside it.
+
+    Args:
+        plan: what to train.
+        shapes: the shape of each parameter that can be trained, by name.
+
+    Raises:
+        PlanError: naming the value found and what was expected.
+    """
+    if not plan.update:
+        raise PlanError("the plan trains nothing; name at least one parameter")
+    for name, part in plan.update.items():
+        if name not in shapes:
+            raise PlanError(
+                f"the plan names {name!r}, which the model cannot train: {nearest(name, shapes)}"
+            )
+        if part is not None:
+            _check_slice(name, part, shapes[name])
+
+
+def _check_slice(name: str, part: Slice, shape: Sequence[int]) -> None:
+    if part.dim not in range(min(2, len(shape))):
+        raise PlanError(
+            f"the plan slices {name} along dim {part.dim}; a slice is along 0 or 1 of {list(shape)}"
+        )
+    if not 0 <= part.start < part.stop <= shape[part.dim]:
+        raise PlanError(
+            f"the plan's slice {part.start}:{part.stop} of {name} is not inside 0:{shape[part.dim]}"
+        )
+
+
+def resolve_plan(plan: str | Path | UpdatePlan, layers: Sequence[Layer]) -> UpdatePlan:
+    """Returns the plan of a preset's name, of a plan file, or the plan itself.
+
+    Raises:
+        PlanError: an unknown preset, or one that the model's blocks do not allow.
+    """
+    if isinstance(plan, UpdatePlan):
+        return plan
+    if isinstance(plan, Path) or plan.endswith(".json"):
+        return UpdatePlan.load(plan)
+    name, *arguments = plan.split(":")
+    if (
+        name not in _PRESETS
+        or len(arguments) != _PRESETS[name][0]
+        or not all(a.isdigit() for a in arguments)
+    ):
+        raise PlanError(
+            f"unknown plan {plan!r}: expected {PRESET_SYNTAX}, or a plan file (.json)"
+        )
+    chosen = _PRESETS[name][1](list(layers), *map(int, arguments))
+    known = [name for layer in layers for name in layer.parameters]
+    return UpdatePlan({name: None for name in dict.fromkeys(known) if name in chosen}, plan)
+
+
+def _full(layers: list[Layer]) -> set[str]:
+    return {name for layer in layers for name in layer.parameters}
+
+
+def _head(layers: list[Layer]) -> set[str]:
+    return set(_head_layer(layers).parameters)
+
+
+def _bias(layers: list[Layer]) -> set[str]:
+    return _head(layers) | {layer.bias for layer in layers if layer.bias}
+
+
+def _last(layers: list[Layer], num_blocks: int) -> set[str]:
+    """Everything from the first of the last blocks on, what follows the last one included."""
+    blocks = _last_blocks(layers, num_blocks)
+    starts = [index for index, layer in enumerate(layers) if layer.block in blocks]
+    rest = layers[starts[0] :] if starts else []
+    return _head(layers) | {name for layer in rest for name in layer.parameters}
+
+
+def _sparse(layers: list[Layer], num_bias_blocks: int, num_weight_blocks: int) -> set[str]:
+    bias_blocks = _last_blocks(layers, num_bias_blocks)
+    weight_blocks = _last_blocks(layers, num_weight_blocks)
+    chosen = _head(layers)
+    chosen |= {layer.bias for layer in layers if layer.bias and layer.block in bias_blocks}
+    for index, layer in enumerate(layers):
+        if layer.is_leading and layer.block in weight_blocks:
+            chosen |= {layer.weight} | _bias_of(layers, index)
+    return chosen
+
+
+def _bias_of(layers: list[Layer], index: int) -> set[str]:
+    """The bias of a layer: its own, or that of the norm which follows it."""
+    if layers[index].bias:
+        return {layers[index].bias}
+    following = layers[index + 1 : index + 2]
+    return {layer.bias for layer in following if layer.kind == "norm" and layer.bias}
+
+
+def _head_layer(layers: list[Layer]) -> Layer:
+    heads = [layer for layer in layers if layer.kind in ("linear", "convolution")]
+    if not heads:
+        raise PlanError(
+            "the model has no linear or convolution layer, so no head; write a plan file"
+        )
+    return heads[-1]
+
+
+def _last_blocks(layers: list[Layer], num_blocks: int) -> set[str]:
+    head = _head_layer(layers).block
+    blocks = list(
+        dict.fromkeys(layer.block for layer in layers if layer.block and layer.block != head)
+    )
+    if num_blocks > len(blocks):
+        raise PlanError(
+            f"the plan asks for the last {num_blocks} blocks, the model has {len(blocks)}"
+        )
+    return set(blocks[len(blocks) - num_blocks :])
+
+
+_PRESETS: Final[Mapping[str, tuple[int, Callable[..., set[str]]]]] = {
+    "full": (0, _full),
+    "head": (0, _head),
+    "bias": (0, _bias),
+    "last": (1, _last),
+    "sparse": (2, _sparse),
+}
+PRESET_SYNTAX: Final = "full, head, bias, last:N, sparse:B:W"

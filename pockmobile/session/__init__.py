@@ -1,0 +1,5 @@
+"""Training and prediction with an exported program; imports nothing of the compiler."""
+
+from pockmobile.session.session import EvaluationResult, Session
+
+__all__ = ["EvaluationResult", "Session"]

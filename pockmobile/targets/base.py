@@ -1,0 +1,51 @@
+"""What a target is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from torch import nn
+
+from pockmobile.graph import JointGraph
+from pockmobile.passes import Pass
+
+
+@final
+@dataclass(frozen=True)
+class Outside:
+    """An operator that no delegate took: its name, the module it came from, and why."""
+
+    operator: str
+    module: str
+    reason: str
+
+
+@final
+@dataclass(frozen=True)
+class LoweredMethod:
+    """A module that `torch.export` can take, whose delegates are already compiled.
+
+    `num_delegated` counts the operators inside `num_partitions` delegates; `outside` lists
+    each of the others. `frozen` maps the hash of each constant to its size in bytes.
+    """
+
+    module: nn.Module
+    num_partitions: int
+    num_delegated: int
+    outside: tuple[Outside, ...]
+    frozen: Mapping[str, int]
+
+
+class Target(ABC):
+    """Where a program runs: its decompositions, and how its operators are lowered."""
+
+    name: str
+
+    @abstractmethod
+    def passes(self) -> Sequence[Pass]:
+        """Returns the passes that write the graph in the target's own operators, in order."""
+
+    @abstractmethod
+    def lower(self, graph: JointGraph) -> LoweredMethod:
+        """Returns the graph with its delegates compiled."""

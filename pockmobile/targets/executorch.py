@@ -1,0 +1,105 @@
+"""From lowered methods to one `.pte`: everything that touches ExecuTorch's exporter."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+import torch
+from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
+from executorch.exir.passes import MemoryPlanningPass
+from executorch.exir.program._program import ExecutorchProgramManager
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from pockmobile.errors import UnsupportedOperatorError
+from pockmobile.graph import JointGraph
+from pockmobile.targets.base import LoweredMethod
+
+
+@final
+class _InitialState(nn.Module):
+    """Returns the tensors at the start; those that are all zero take no room in the file."""
+
+    def __init__(self, state: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._shapes = [tuple(value.shape) for value in state]
+        self._stored = [bool(value.count_nonzero()) for value in state]
+        for index, value in enumerate(state):
+            if self._stored[index]:
+                self.register_buffer(f"state_{index}", value.detach().clone())
+
+    def forward(self) -> list[Tensor]:
+        return [
+            getattr(self, f"state_{index}").clone() if stored else torch.zeros(shape)
+            for index, (stored, shape) in enumerate(
+                zip(self._stored, self._shapes, strict=True)
+            )
+        ]
+
+
+def lower_program(
+    methods: Mapping[str, tuple[JointGraph, LoweredMethod]],
+    state: Sequence[Tensor],
+    write_manifest: Callable[[Mapping[str, int]], str],
+) -> bytes:
+    """Lowers the methods into one program, and returns its bytes.
+
+    Args:
+        methods: each method's graph (for its inputs) and its lowered form.
+        state: the values that `initial_state` returns.
+        write_manifest: gets the bytes that the runtime will plan for each method, and
+            returns what the method `manifest` says.
+
+    Raises:
+        UnsupportedOperatorError: an operator that the runtime does not have.
+    """
+    exported = {
+        name: _export(lowered.module, graph) for name, (graph, lowered) in methods.items()
+    }
+    exported["initial_state"] = torch.export.export(_InitialState(state), (), strict=False)
+    config = ExecutorchBackendConfig(
+        # Inputs come in by pointer: state is not copied into the plan.
+        memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
+    )
+    edge_config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
+    try:
+        manager = to_edge(exported, compile_config=edge_config).to_executorch(config)
+    except RuntimeError as error:
+        raise _unsupported(error, [graph for graph, _ in methods.values()]) from error
+    planned = {
+        plan.name: sum(plan.non_const_buffer_sizes)
+        for plan in manager.executorch_program.execution_plan
+    }
+    manifest = write_manifest(planned)
+    # The manifest tells the bytes planned, so the program is emitted once more with it.
+    final_manager = ExecutorchProgramManager(
+        manager._execution_programs, {"manifest": manifest}, config, manager._named_data
+    )
+    return bytes(final_manager.buffer)
+
+
+def _export(module: nn.Module, graph: JointGraph) -> ExportedProgram:
+    example = tuple(
+        torch.zeros(node.meta["val"].shape, dtype=node.meta["val"].dtype)
+        for node in graph.placeholders
+    )
+    with torch.no_grad():
+        return torch.export.export(module, example, strict=False)
+
+
+def _unsupported(error: RuntimeError, graphs: Sequence[JointGraph]) -> Exception:
+    """Names the operator that the runtime lacks, and the module that it came from."""
+    text = str(error)
+    for graph in graphs:
+        for node in graph.nodes:
+            short = str(node.target).rpartition(".")[0]
+            if (
+                node.op == "call_function"
+                and short.startswith("aten.")
+                and short.replace(".", "::") in text
+            ):
+                where: Any = node.meta.get("module") or "the loss or the optimizer"
+                return UnsupportedOperatorError(
+                    f"the runtime has no kernel for {node.target}, which came from {where}; "
+                    f"replace that layer, or freeze what is before it"
+                )
+    return error

@@ -1,0 +1,5 @@
+"""The XNNPACK target: fp32 on phone CPUs."""
+
+from pockmobile.targets.xnnpack.target import Xnnpack
+
+__all__ = ["Xnnpack"]

@@ -1,0 +1,150 @@
+"""Builds what XNNPACK's delegate executes: values, nodes, constants, and their bytes.
+
+The stock lowering (`executorch/backends/xnnpack/xnnpack_preprocess.py`) makes the same
+format from an edge graph. Writing it directly leaves out the physical transposes that the
+stock lowering puts around each convolution, takes run-time weights as weights, and is
+linear in the graph. The format is that of executorch 1.5, which this project pins.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Final, final
+
+import torch
+from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import (
+    ConstantDataOffset,
+    OutputMinMax,
+    XNNDatatype,
+    XNNGraph,
+    XNNTensorValue,
+    XNode,
+    XValue,
+)
+from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import (
+    serialize_xnnpack_binary,
+)
+from executorch.backends.xnnpack.utils.xnnpack_constants import (
+    UINT64_MAX,
+    XNN_INVALID_VALUE_ID,
+    XNN_VALUE_FLAG_EXTERNAL_INPUT,
+    XNN_VALUE_FLAG_EXTERNAL_OUTPUT,
+)
+from executorch.exir._serialize._named_data_store import NamedDataStore
+from torch import Tensor
+
+NO_VALUE: Final = XNN_INVALID_VALUE_ID
+_ALIGNMENT: Final = 64
+
+
+@final
+class BlobBuilder:
+    """One delegate under construction."""
+
+    def __init__(self) -> None:
+        self._graph = XNNGraph("0", [], [], 0, [], [], [ConstantDataOffset(0, 0)])
+        self._inline = bytearray()
+        self._constants: dict[tuple[str, tuple[int, ...]], int] = {}
+        self.store = NamedDataStore()
+        self.weights: dict[str, int] = {}
+
+    @property
+    def num_nodes(self) -> int:
+        """The number of operators so far."""
+        return len(self._graph.xnodes)
+
+    def value(self, shape: Sequence[int]) -> int:
+        """Adds a value that lives inside the delegate."""
+        return self._add_value(shape, 0)
+
+    def input(self, shape: Sequence[int]) -> int:
+        """Adds the delegate's next input."""
+        identifier = self._add_value(shape, 0)
+        self._mark_external(identifier, XNN_VALUE_FLAG_EXTERNAL_INPUT)
+        self._graph.input_ids.append(identifier)
+        return identifier
+
+    def mark_output(self, identifier: int) -> None:
+        """Makes a value the delegate's next output."""
+        self._mark_external(identifier, XNN_VALUE_FLAG_EXTERNAL_OUTPUT)
+        self._graph.output_ids.append(identifier)
+
+    def is_external(self, identifier: int) -> bool:
+        """Whether the value is an input or an output already, or a constant."""
+        tensor = self._tensor(identifier)
+        return tensor.flags != 0 or tensor.constant_buffer_idx != 0
+
+    def shape(self, identifier: int) -> tuple[int, ...]:
+        """Returns the shape with which a value was defined."""
+        return tuple(self._tensor(identifier).dims)
+
+    def weight(self, value: Tensor) -> int:
+        """Adds a constant that XNNPACK packs; stored once in the file, by its hash."""
+        data = _bytes(value)
+        key = hashlib.sha256(data).hexdigest()
+        self.weights[key] = len(data)
+        known = self._constants.get((key, tuple(value.shape)))
+        if known is not None:
+            return known
+        self.store.add_named_data(key, data, alignment=_ALIGNMENT)
+        return self._add_constant(value, key, ConstantDataOffset(UINT64_MAX, len(data), key))
+
+    def constant(self, value: Tensor) -> int:
+        """Adds a constant that is read in place.
+
+        It lies in the delegate's own bytes: what is loaded by name is freed once the
+        weights are packed.
+        """
+        data = _bytes(value)
+        key = "inline" + hashlib.sha256(data).hexdigest()
+        known = self._constants.get((key, tuple(value.shape)))
+        if known is not None:
+            return known
+        self._inline.extend(bytes(-len(self._inline) % _ALIGNMENT))
+        offset = ConstantDataOffset(len(self._inline), len(data), None)  # type: ignore[arg-type]
+        self._inline.extend(data)
+        # XNNPACK may read a few bytes past the end of a tensor.
+        self._inline.extend(bytes(_ALIGNMENT))
+        return self._add_constant(value, key, offset)
+
+    def node(
+        self, operator: Any, bounds: tuple[float | str, float | str] | None = None
+    ) -> None:
+        """Adds an operator; `bounds` clamp its output."""
+        limits = OutputMinMax(*bounds) if bounds else None
+        self._graph.xnodes.append(XNode(operator, self.num_nodes, limits))
+
+    def serialize(self) -> bytes:
+        """Returns the delegate's bytes."""
+        return serialize_xnnpack_binary(self._graph, self._inline)
+
+    def _add_constant(self, value: Tensor, key: str, offset: ConstantDataOffset) -> int:
+        self._graph.constant_data.append(offset)
+        identifier = self._add_value(value.shape, len(self._graph.constant_data) - 1)
+        self._constants[key, tuple(value.shape)] = identifier
+        return identifier
+
+    def _add_value(self, shape: Sequence[int], buffer: int) -> int:
+        identifier = len(self._graph.xvalues)
+        dims = [int(size) for size in shape] or [1]
+        tensor = XNNTensorValue(
+            XNNDatatype.xnn_datatype_fp32, len(dims), dims, buffer, NO_VALUE, 0, identifier
+        )
+        self._graph.xvalues.append(XValue(tensor))
+        return identifier
+
+    def _mark_external(self, identifier: int, flag: int) -> None:
+        tensor = self._tensor(identifier)
+        assert tensor.flags == 0, "a value that is an input or output already"
+        tensor.flags = flag
+        tensor.external_id = self._graph.num_externs
+        self._graph.num_externs += 1
+
+    def _tensor(self, identifier: int) -> XNNTensorValue:
+        tensor = self._graph.xvalues[identifier].xvalue_union
+        assert isinstance(tensor, XNNTensorValue)
+        return tensor
+
+
+def _bytes(value: Tensor) -> bytes:
+    data = value.detach().to(torch.float32).contiguous().numpy().tobytes()
+    return bytes(data)

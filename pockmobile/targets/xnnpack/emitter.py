@@ -1,0 +1,129 @@
+"""Turns a run of graph nodes into one delegate, moving memory only where it must."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, final
+
+import torch
+from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import (
+    XNNCopy,
+    XNNMultiply,
+    XNNStaticReshape,
+    XNNStaticTranspose,
+)
+from torch import Tensor, fx
+
+from pockmobile.graph.rewrite import shape_of
+from pockmobile.targets.xnnpack.blob import BlobBuilder
+from pockmobile.targets.xnnpack.layout import (
+    Constant,
+    Order,
+    Value,
+    identity,
+    lies_in,
+    significant,
+    storage_in,
+)
+
+Operand: TypeAlias = Value | Constant
+Emit: TypeAlias = Callable[["Emitter", fx.Node], Operand]
+
+
+@final
+class Emitter:
+    """Emits one delegate.
+
+    `constants` holds the tensors of nodes that depend on no input. A value may be smaller
+    than its node says where the graph expands it: elementwise operators broadcast anyway,
+    and everything else asks for `operand`, which makes it whole.
+    """
+
+    def __init__(self, table: Mapping[Any, Emit], constants: Mapping[fx.Node, Tensor]) -> None:
+        self.blob = BlobBuilder()
+        self._table = table
+        self._constants = constants
+        self._values: dict[fx.Node, Operand] = {}
+
+    def add_input(self, node: fx.Node) -> None:
+        """Makes a node from outside an input of the delegate."""
+        shape = tuple(shape_of(node)) or (1,)
+        self._values[node] = Value(self.blob.input(shape), shape, identity(len(shape)))
+
+    def add(self, node: fx.Node) -> None:
+        """Emits a node."""
+        self._values[node] = self._table[node.target](self, node)
+
+    def add_output(self, node: fx.Node) -> None:
+        """Makes a node an output of the delegate, in the graph's own order."""
+        shape = tuple(shape_of(node))
+        value = self.arranged(self.operand(node), identity(len(shape)))
+        if self.blob.is_external(value):
+            copy = self.blob.value(shape)
+            self.blob.node(XNNCopy(value, copy, 0))
+            value = copy
+        self.blob.mark_output(value)
+
+    def broadcastable(self, node: fx.Node) -> Operand:
+        """Returns a node's value, which may be smaller than the node where it is expanded."""
+        if node in self._constants:
+            return Constant(self._constants[node])
+        return self._values[node]
+
+    def operand(self, node: fx.Node) -> Operand:
+        """Returns a node's value in its full shape."""
+        operand = self.broadcastable(node)
+        return self.expanded(operand, shape_of(node))
+
+    def expanded(self, operand: Operand, shape: Sequence[int]) -> Operand:
+        """Returns `operand` broadcast to `shape` (of the same rank)."""
+        if tuple(operand.shape) == tuple(shape):
+            return operand
+        if isinstance(operand, Constant):
+            return Constant(operand.tensor.expand(*shape))
+        sizes = [
+            new if old != new else 1 for old, new in zip(operand.shape, shape, strict=True)
+        ]
+        ones = self.blob.constant(torch.ones(storage_in(sizes, operand.order)))
+        result = self.new(shape, operand.order)
+        self.blob.node(XNNMultiply(operand.id, ones, result.id, 0))
+        return result
+
+    def new(self, shape: Sequence[int], order: Order | None = None) -> Value:
+        """Returns a new value of the graph's `shape`, lying in `order`."""
+        order = identity(len(shape)) if order is None else order
+        storage = storage_in(shape, order)
+        return Value(self.blob.value(storage), storage, order)
+
+    def arranged(self, operand: Operand, order: Order) -> int:
+        """Returns the id of a value whose memory is `operand` in `order`; moves it if needed."""
+        if isinstance(operand, Constant):
+            return self.blob.constant(operand.tensor.permute(order))
+        return self.in_order(operand, order).id
+
+    def in_order(self, value: Value, order: Order) -> Value:
+        """Returns `value` lying in `order`, transposed if its memory differs."""
+        if value.order == order:
+            return value
+        shape = value.shape
+        if lies_in(value, order):
+            return self.reshaped(value, storage_in(shape, order), order)
+        # Transposing few, merged axes is what XNNPACK does best: leave those of size one out.
+        source, target = significant(value.order, shape), significant(order, shape)
+        packed = self.reshaped(
+            value, tuple(shape[dim] for dim in source), identity(len(source))
+        )
+        moved = tuple(shape[dim] for dim in target)
+        result = self.blob.value(moved)
+        perm = [source.index(dim) for dim in target]
+        self.blob.node(XNNStaticTranspose(len(perm), perm, packed.id, result, 0))
+        return self.reshaped(
+            Value(result, moved, identity(len(moved))), storage_in(shape, order), order
+        )
+
+    def reshaped(self, value: Value, storage: tuple[int, ...], order: Order) -> Value:
+        """Returns the same memory with other axes."""
+        if value.storage == storage:
+            return Value(value.id, storage, order)
+        result = Value(self.blob.value(storage), storage, order)
+        sizes = list(storage) or [1]
+        self.blob.node(XNNStaticReshape(len(sizes), sizes, value.id, result.id, 0))
+        return result

@@ -1,0 +1,74 @@
+"""Emits matrix products. A weight may be a constant, which is packed once, or a value."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import (
+    XNNBatchMatrixMultiply,
+    XNNFullyConnected,
+)
+from executorch.backends.xnnpack.utils.xnnpack_constants import (
+    XNN_FLAG_TRANSPOSE_B,
+    XNN_FLAG_TRANSPOSE_WEIGHTS,
+)
+from torch import fx
+
+from pockmobile.targets.xnnpack.blob import NO_VALUE
+from pockmobile.targets.xnnpack.emitter import Emit, Emitter, Operand
+from pockmobile.targets.xnnpack.layout import Constant, lies_in
+
+_aten = torch.ops.aten
+
+
+def _mm(emitter: Emitter, node: fx.Node) -> Operand:
+    left, right = (emitter.operand(arg) for arg in node.args[:2])  # type: ignore[arg-type]
+    return fully_connected(emitter, left, right, NO_VALUE)
+
+
+def _addmm(emitter: Emitter, node: fx.Node) -> Operand:
+    bias, left, right = (emitter.operand(arg) for arg in node.args[:3])  # type: ignore[arg-type]
+    bias_id = emitter.blob.weight(bias.tensor) if isinstance(bias, Constant) else bias.id
+    return fully_connected(emitter, left, right, bias_id)
+
+
+def fully_connected(emitter: Emitter, left: Operand, right: Operand, bias: int) -> Operand:
+    """Emits [m, k] @ [k, n] (+ bias [n]).
+
+    XNNPACK reads a weight as [n, k], or as [k, n] under a flag, so that a weight which is
+    used forward and backward is stored once, and is never transposed.
+    """
+    weight, flags = _weight(emitter, right)
+    result = emitter.new((left.shape[0], right.shape[1]))
+    source = emitter.arranged(left, (0, 1))
+    emitter.blob.node(XNNFullyConnected(source, weight, bias, result.id, flags))
+    return result
+
+
+def _weight(emitter: Emitter, right: Operand) -> tuple[int, int]:
+    if isinstance(right, Constant):
+        transposed = right.tensor.t()
+        if transposed.is_contiguous():
+            return emitter.blob.weight(transposed), 0
+        return emitter.blob.weight(right.tensor), XNN_FLAG_TRANSPOSE_WEIGHTS
+    if lies_in(right, (1, 0)):
+        return emitter.arranged(right, (1, 0)), 0
+    return emitter.arranged(right, (0, 1)), XNN_FLAG_TRANSPOSE_WEIGHTS
+
+
+def _bmm(emitter: Emitter, node: fx.Node) -> Operand:
+    left, right = (emitter.operand(arg) for arg in node.args[:2])  # type: ignore[arg-type]
+    result = emitter.new((*left.shape[:2], right.shape[2]))
+    source = emitter.arranged(left, (0, 1, 2))
+    swapped = not isinstance(right, Constant) and lies_in(right, (0, 2, 1))
+    order, flags = ((0, 2, 1), XNN_FLAG_TRANSPOSE_B) if swapped else ((0, 1, 2), 0)
+    other = emitter.arranged(right, order)
+    emitter.blob.node(XNNBatchMatrixMultiply(source, other, result.id, flags))
+    return result
+
+
+MATMUL: Final[Mapping[Any, Emit]] = {
+    _aten.mm.default: _mm,
+    _aten.addmm.default: _addmm,
+    _aten.bmm.default: _bmm,
+}

@@ -1,0 +1,109 @@
+"""Cuts a graph into the fewest delegates, in one pass over it.
+
+Each operator gets a phase: the number of times that a path from the inputs changes from a
+delegate to the host. The delegated operators of one phase form one delegate. No cycle can
+arise, since a path that leaves a delegate comes back in a later phase.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, final
+
+import torch
+from torch import Tensor, fx
+
+from pockmobile.graph import JointGraph
+from pockmobile.graph.joint import constant_value
+from pockmobile.targets.xnnpack.support import refusal
+
+_aten = torch.ops.aten
+
+_FREE: Final = (
+    _aten.view_copy.default,
+    _aten.permute_copy.default,
+    _aten.expand_copy.default,
+    _aten.slice_copy.Tensor,
+)
+_MIN_OPERATORS: Final = 4
+"""A delegate with fewer operators costs more at its border than it saves."""
+
+
+@final
+@dataclass(frozen=True)
+class Partition:
+    """The delegates, each a list of nodes in order, and why the other operators stay out."""
+
+    delegates: tuple[tuple[fx.Node, ...], ...]
+    refusals: Mapping[fx.Node, str]
+
+
+def constant_tensors(graph: JointGraph) -> dict[fx.Node, Tensor]:
+    """Returns the tensors of nodes that depend on no input: constants, their views, fills."""
+    found: dict[fx.Node, Tensor] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            found[node] = constant_value(node)
+        elif node.target is _aten.full.default and node.meta["val"].dtype == torch.float32:
+            shape, value = node.args[:2]
+            # One element in memory, whatever the shape.
+            found[node] = torch.full((), float(value)).expand(shape)  # type: ignore
+        elif node.target in _FREE and node.args[0] in found:
+            found[node] = _view(node, found[node.args[0]])  # type: ignore[index]
+    return found
+
+
+def _view(node: fx.Node, source: Tensor) -> Tensor:
+    """Views a constant without copying it, where that is possible."""
+    if node.target is _aten.permute_copy.default:
+        return source.permute(node.args[1])  # type: ignore[arg-type]
+    if node.target is _aten.expand_copy.default:
+        return source.expand(node.args[1])  # type: ignore[arg-type]
+    if node.target is _aten.view_copy.default:
+        return source.reshape(node.args[1])  # type: ignore[arg-type]
+    return node.target(source, *node.args[1:])  # type: ignore[operator, no-any-return]
+
+
+def partition(graph: JointGraph, constants: Mapping[fx.Node, Tensor]) -> Partition:
+    """Returns the delegates of a graph.
+
+    Delegates that are too small are given back to the host, which can join their neighbours;
+    so the cut is made again without them.
+    """
+    refusals = {
+        node: reason
+        for node in graph.nodes
+        if node.op == "call_function" and node not in constants
+        for reason in [refusal(node, constants)]
+        if reason
+    }
+    while True:
+        groups = _groups(graph, constants, refusals)
+        small = [group for group in groups if _is_small(group)]
+        if not small:
+            return Partition(tuple(tuple(group) for group in groups), refusals)
+        for node in (node for group in small for node in group):
+            refusals[node] = "too few operators around it for a delegate"
+
+
+def _is_small(group: list[fx.Node]) -> bool:
+    return sum(node.target not in _FREE for node in group) < _MIN_OPERATORS
+
+
+def _groups(
+    graph: JointGraph, constants: Mapping[fx.Node, Tensor], refusals: Mapping[fx.Node, str]
+) -> list[list[fx.Node]]:
+    phases: dict[fx.Node, int] = {}
+    groups: dict[int, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op != "call_function" or node in constants:
+            continue
+        is_host = node in refusals
+        phase = 0
+        for parent in node.all_input_nodes:
+            if parent in phases:
+                leaves_delegate = is_host and parent not in refusals
+                phase = max(phase, phases[parent] + leaves_delegate)
+        phases[node] = phase
+        if not is_host:
+            groups.setdefault(phase, []).append(node)
+    return [groups[phase] for phase in sorted(groups)]

@@ -1,0 +1,52 @@
+"""XNNPACK: float32 on the CPU of phones and of Arm Linux."""
+
+from collections.abc import Sequence
+from typing import final
+
+from pockmobile.graph import JointGraph
+from pockmobile.graph.rewrite import MODULE_KEY
+from pockmobile.passes import Canonicalize, Decompose, EliminateCommon, FoldConstants, Pass
+from pockmobile.targets.base import LoweredMethod, Outside, Target
+from pockmobile.targets.portable import hash_and_size
+from pockmobile.targets.xnnpack.convolutions import select_convolution
+from pockmobile.targets.xnnpack.decompositions import select
+from pockmobile.targets.xnnpack.delegate import insert_delegates
+from pockmobile.targets.xnnpack.partition import constant_tensors, partition
+
+
+@final
+class Xnnpack(Target):
+    """Delegates nearly all of a training step to XNNPACK, on the stock runtime."""
+
+    name = "xnnpack"
+
+    def passes(self) -> Sequence[Pass]:
+        """Returns the rewrites into XNNPACK's operators."""
+        return (
+            Decompose("xnnpack", select),
+            Canonicalize(),
+            # A convolution is written by whether its weight is a constant: fold first.
+            FoldConstants(),
+            EliminateCommon(),
+            Decompose("convolutions", select_convolution),
+        )
+
+    def lower(self, graph: JointGraph) -> LoweredMethod:
+        """Returns the graph with its delegates compiled."""
+        constants = constant_tensors(graph)
+        cut = partition(graph, constants)
+        delegated = insert_delegates(graph, cut, constants)
+        outside = tuple(
+            Outside(str(node.target), node.meta.get(MODULE_KEY, ""), reason)
+            for node, reason in cut.refusals.items()
+            if "getitem" not in str(node.target)
+        )
+        used = {str(name) for name, _ in delegated.module.named_buffers()}
+        frozen = dict(hash_and_size(delegated.module.get_buffer(name)) for name in used)
+        return LoweredMethod(
+            delegated.module,
+            len(cut.delegates),
+            sum(len(group) for group in cut.delegates),
+            outside,
+            {**frozen, **delegated.weights},
+        )
