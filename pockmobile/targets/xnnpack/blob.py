@@ -38,14 +38,17 @@ _ALIGNMENT: Final = 64
 
 @final
 class BlobBuilder:
-    """One delegate under construction."""
+    """One delegate under construction.
+
+    `constant_bytes` maps the hash of each constant to its size.
+    """
 
     def __init__(self) -> None:
+        """Starts an empty delegate."""
         self._graph = XNNGraph("0", [], [], 0, [], [], [ConstantDataOffset(0, 0)])
-        self._inline = bytearray()
         self._constants: dict[tuple[str, tuple[int, ...]], int] = {}
         self.store = NamedDataStore()
-        self.weights: dict[str, int] = {}
+        self.constant_bytes: dict[str, int] = {}
 
     @property
     def num_nodes(self) -> int:
@@ -77,34 +80,23 @@ class BlobBuilder:
         """Returns the shape with which a value was defined."""
         return tuple(self._tensor(identifier).dims)
 
-    def weight(self, value: Tensor) -> int:
-        """Adds a constant that XNNPACK packs; stored once in the file, by its hash."""
-        data = _bytes(value)
-        key = hashlib.sha256(data).hexdigest()
-        self.weights[key] = len(data)
-        known = self._constants.get((key, tuple(value.shape)))
-        if known is not None:
-            return known
-        self.store.add_named_data(key, data, alignment=_ALIGNMENT)
-        return self._add_constant(value, key, ConstantDataOffset(UINT64_MAX, len(data), key))
-
     def constant(self, value: Tensor) -> int:
-        """Adds a constant that is read in place.
+        """Adds a constant; it is stored once in the file, by its hash.
 
-        It lies in the delegate's own bytes: what is loaded by name is freed once the
-        weights are packed.
+        It is stored by name, never in the delegate's own bytes: the runtime frees those once
+        the delegate is compiled, though elementwise operators go on reading their constants.
         """
-        data = _bytes(value)
-        key = "inline" + hashlib.sha256(data).hexdigest()
-        known = self._constants.get((key, tuple(value.shape)))
-        if known is not None:
-            return known
-        self._inline.extend(bytes(-len(self._inline) % _ALIGNMENT))
-        offset = ConstantDataOffset(len(self._inline), len(data), None)  # type: ignore[arg-type]
-        self._inline.extend(data)
-        # XNNPACK may read a few bytes past the end of a tensor.
-        self._inline.extend(bytes(_ALIGNMENT))
-        return self._add_constant(value, key, offset)
+        data = value.detach().to(torch.float32).contiguous().numpy().tobytes()
+        key = hashlib.sha256(data).hexdigest()
+        shape = tuple(value.shape)
+        if (key, shape) in self._constants:
+            return self._constants[key, shape]
+        self.constant_bytes[key] = len(data)
+        self.store.add_named_data(key, data, alignment=_ALIGNMENT)
+        self._graph.constant_data.append(ConstantDataOffset(UINT64_MAX, len(data), key))
+        identifier = self._add_value(shape, len(self._graph.constant_data) - 1)
+        self._constants[key, shape] = identifier
+        return identifier
 
     def node(
         self, operator: Any, bounds: tuple[float | str, float | str] | None = None
@@ -115,13 +107,7 @@ class BlobBuilder:
 
     def serialize(self) -> bytes:
         """Returns the delegate's bytes."""
-        return serialize_xnnpack_binary(self._graph, self._inline)
-
-    def _add_constant(self, value: Tensor, key: str, offset: ConstantDataOffset) -> int:
-        self._graph.constant_data.append(offset)
-        identifier = self._add_value(value.shape, len(self._graph.constant_data) - 1)
-        self._constants[key, tuple(value.shape)] = identifier
-        return identifier
+        return serialize_xnnpack_binary(self._graph, bytearray())
 
     def _add_value(self, shape: Sequence[int], buffer: int) -> int:
         identifier = len(self._graph.xvalues)
@@ -143,8 +129,3 @@ class BlobBuilder:
         tensor = self._graph.xvalues[identifier].xvalue_union
         assert isinstance(tensor, XNNTensorValue)
         return tensor
-
-
-def _bytes(value: Tensor) -> bytes:
-    data = value.detach().to(torch.float32).contiguous().numpy().tobytes()
-    return bytes(data)

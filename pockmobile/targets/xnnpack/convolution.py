@@ -35,7 +35,7 @@ def _convolution(emitter: Emitter, node: fx.Node) -> Operand:
         "group_output_channels": outputs,
         "groups": groups,
         "input1_id": emitter.arranged(emitter.operand(x), NHWC),  # type: ignore[arg-type]
-        "filter_id": emitter.blob.weight(
+        "filter_id": emitter.blob.constant(
             _filter(kernel.tensor, groups, bool(transposed), is_depthwise)
         ),
         "bias_id": _bias(emitter, bias),
@@ -80,7 +80,7 @@ def _bias(emitter: Emitter, bias: Any) -> int:
         return NO_VALUE
     operand = emitter.operand(bias)
     assert isinstance(operand, Constant)
-    return emitter.blob.weight(operand.tensor)
+    return emitter.blob.constant(operand.tensor)
 
 
 def _max_pool(emitter: Emitter, node: fx.Node) -> Operand:

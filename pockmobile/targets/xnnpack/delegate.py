@@ -19,10 +19,10 @@ from pockmobile.targets.xnnpack.support import EMITTERS
 @final
 @dataclass(frozen=True)
 class Delegated:
-    """A module whose delegates are compiled; `weights` maps hash to bytes."""
+    """A module whose delegates are compiled; `constant_bytes` maps the hash of a constant to its size."""
 
     module: nn.Module
-    weights: Mapping[str, int]
+    constant_bytes: Mapping[str, int]
 
 
 @final
@@ -44,8 +44,7 @@ def insert_delegates(
     result = fx.Graph()
     root = nn.Module()
     memo: dict[fx.Node, fx.Node] = {}
-    weights: dict[str, int] = {}
-    last = {group[-1]: group for group in cut.delegates}
+    constant_bytes: dict[str, int] = {}
     member = {node: index for index, group in enumerate(cut.delegates) for node in group}
     pending = _host_order(graph, cut, member)
     for step in pending:
@@ -55,9 +54,8 @@ def insert_delegates(
                 root.register_buffer(str(step.target), constants[step])
         else:
             index = step
-            _insert(result, root, memo, cut.delegates[index], index, constants, weights)
-    del last
-    return Delegated(fx.GraphModule(root, result), weights)
+            _insert(result, root, memo, cut.delegates[index], index, constants, constant_bytes)
+    return Delegated(fx.GraphModule(root, result), constant_bytes)
 
 
 def _host_order(
@@ -98,7 +96,7 @@ def _insert(
     nodes: Sequence[fx.Node],
     index: int,
     constants: Mapping[fx.Node, Tensor],
-    weights: dict[str, int],
+    constant_bytes: dict[str, int],
 ) -> None:
     inside = set(nodes)
     parents = (parent for node in nodes for parent in node.all_input_nodes)
@@ -111,7 +109,7 @@ def _insert(
         emitter.add(node)
     for node in outputs:
         emitter.add_output(node)
-    weights.update(emitter.blob.weights)
+    constant_bytes.update(emitter.blob.constant_bytes)
     name = f"delegate_{index}"
     root.add_module(name, _lowered(emitter, inputs, outputs))
     call = result.call_function(

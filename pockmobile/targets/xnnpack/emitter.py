@@ -38,6 +38,7 @@ class Emitter:
     """
 
     def __init__(self, table: Mapping[Any, Emit], constants: Mapping[fx.Node, Tensor]) -> None:
+        """Starts a delegate whose operators are emitted by `table`."""
         self.blob = BlobBuilder()
         self._table = table
         self._constants = constants

@@ -48,5 +48,5 @@ class Xnnpack(Target):
             len(cut.delegates),
             sum(len(group) for group in cut.delegates),
             outside,
-            {**frozen, **delegated.weights},
+            {**frozen, **delegated.constant_bytes},
         )
