@@ -185,6 +185,8 @@ def _shared(target: Target) -> list[p.Pass]:
         p.FoldConstants(),
         p.RemoveNoops(),
         p.EliminateCommon(),
+        p.FoldScale(),
+        p.MaskFromOutput(),
         *target.passes(),
         # What the target's rewrites leave behind.
         p.Canonicalize(),

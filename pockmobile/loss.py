@@ -69,13 +69,16 @@ class _LabelLoss(torch.autograd.Function):
         return -(picked * counts).sum() * scale
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
-    ) -> tuple[Tensor, None]:
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
         logits, index, counts, scale = ctx.saved_tensors  # type: ignore[attr-defined]
         one_hot = torch.zeros_like(logits).scatter(-1, index, counts)
         difference = torch.softmax(logits, dim=-1) * counts - one_hot
         return difference * (grad * scale), None
+
+
+def _label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    loss: Tensor = _LabelLoss.apply(logits, labels)  # type: ignore[no-untyped-call]
+    return loss
 
 
 def _label_metrics(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,7 +114,7 @@ class CrossEntropy(Loss):
         """Returns the mean loss, the number correct and the number counted."""
         labels = _one_target(self.name, targets)
         _check_labels(self.name, output, labels)
-        return Evaluation(_LabelLoss.apply(output, labels), _label_metrics(output, labels))
+        return Evaluation(_label_loss(output, labels), _label_metrics(output, labels))
 
     def example_targets(self, output: Tensor) -> tuple[Tensor, ...]:
         """Returns labels of class 0."""
@@ -144,7 +147,7 @@ class NextToken(Loss):
             )
         _check_labels(self.name, output, tokens)
         logits, labels = output[:, :-1], tokens[:, 1:]
-        return Evaluation(_LabelLoss.apply(logits, labels), _label_metrics(logits, labels))
+        return Evaluation(_label_loss(logits, labels), _label_metrics(logits, labels))
 
     def example_targets(self, output: Tensor) -> tuple[Tensor, ...]:
         """Returns tokens of number 0."""
@@ -172,7 +175,7 @@ class _ValueLoss(Loss):
                 f"loss {self.name} needs float32 targets of shape {list(output.shape)}, the "
                 f"outputs' own, found {target.dtype} {list(target.shape)}"
             )
-        known = target == target  # noqa: PLR0124  NaN is the only value that differs from itself
+        known = target == target  # NaN alone differs from itself.
         counts = known.to(output.dtype)
         filled = torch.where(known, target, torch.zeros_like(target))
         num_counted = counts.sum()

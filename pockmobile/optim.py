@@ -55,6 +55,7 @@ class SGD(Optimizer):
     name = "sgd"
 
     def __post_init__(self) -> None:
+        """Checks the constants."""
         _check("weight_decay", self.weight_decay, 0.0, float("inf"))
 
     def update(
@@ -76,6 +77,7 @@ class Momentum(Optimizer):
     slots = ("momentum",)
 
     def __post_init__(self) -> None:
+        """Checks the constants."""
         _check("momentum", self.momentum, 0.0, 1.0)
         _check("weight_decay", self.weight_decay, 0.0, float("inf"))
 
@@ -102,6 +104,7 @@ class AdamW(Optimizer):
     counts_steps = True
 
     def __post_init__(self) -> None:
+        """Checks the constants."""
         _check("betas[0]", self.betas[0], 0.0, 1.0)
         _check("betas[1]", self.betas[1], 0.0, 1.0)
         _check("weight_decay", self.weight_decay, 0.0, float("inf"))
@@ -130,6 +133,7 @@ class Lion(Optimizer):
     slots = ("exp_avg",)
 
     def __post_init__(self) -> None:
+        """Checks the constants."""
         _check("betas[0]", self.betas[0], 0.0, 1.0)
         _check("betas[1]", self.betas[1], 0.0, 1.0)
         _check("weight_decay", self.weight_decay, 0.0, float("inf"))

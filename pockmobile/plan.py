@@ -127,7 +127,8 @@ def check_plan(plan: UpdatePlan, shapes: Mapping[str, Sequence[int]]) -> None:
     for name, part in plan.update.items():
         if name not in shapes:
             raise PlanError(
-                f"the plan names {name!r}, which the model cannot train: {nearest(name, shapes)}"
+                f"the plan names {name!r}, which the model cannot train: "
+                f"{nearest(name, shapes)}"
             )
         if part is not None:
             _check_slice(name, part, shapes[name])
@@ -136,11 +137,13 @@ def check_plan(plan: UpdatePlan, shapes: Mapping[str, Sequence[int]]) -> None:
 def _check_slice(name: str, part: Slice, shape: Sequence[int]) -> None:
     if part.dim not in range(min(2, len(shape))):
         raise PlanError(
-            f"the plan slices {name} along dim {part.dim}; a slice is along 0 or 1 of {list(shape)}"
+            f"the plan slices {name} along dim {part.dim}; a slice is along 0 or 1 of "
+            f"{list(shape)}"
         )
     if not 0 <= part.start < part.stop <= shape[part.dim]:
         raise PlanError(
-            f"the plan's slice {part.start}:{part.stop} of {name} is not inside 0:{shape[part.dim]}"
+            f"the plan's slice {part.start}:{part.stop} of {name} is not inside "
+            f"0:{shape[part.dim]}"
         )
 
 

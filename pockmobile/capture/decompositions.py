@@ -12,34 +12,33 @@ _aten = torch.ops.aten
 
 def embedding_dense_backward(
     grad: Tensor, indices: Tensor, num_weights: int, padding_idx: int, scale_grad_by_freq: bool
-) -> Tensor:
-    """Adds the rows of `grad` where `indices` point; in one operator, since ours are checked."""
-    if padding_idx >= 0:
-        grad = grad * (indices != padding_idx).to(grad.dtype).unsqueeze(-1)
+) -> Any:
+    """Adds the rows of `grad` where `indices` point, which are never negative."""
     if scale_grad_by_freq:
         return NotImplemented
+    if padding_idx >= 0:
+        grad = grad * (indices != padding_idx).to(grad.dtype).unsqueeze(-1)
     zeros = grad.new_zeros((num_weights, grad.shape[-1]))
-    return torch.ops.aten.index_put.default(zeros, [indices], grad, True)
+    return _aten.index_put.default(zeros, [indices], grad, True)
 
 
 def slice_backward(
     grad: Tensor, sizes: list[int], dim: int, start: int, end: int, step: int
-) -> Tensor:
+) -> Any:
     """Pads with zeros where the slice was cut; needs no scatter for a step of one."""
     if step != 1:
         return NotImplemented
-    size = sizes[dim]
-    start = min(start + size if start < 0 else start, size)
     dim %= len(sizes)
-    after = size - start - grad.shape[dim]
+    start, _, _ = slice(start, end).indices(sizes[dim])
+    after = sizes[dim] - start - grad.shape[dim]
     pads = [0, 0] * (len(sizes) - 1 - dim) + [start, after]
-    return torch.ops.aten.constant_pad_nd.default(grad, pads, 0.0)
+    return _aten.constant_pad_nd.default(grad, pads, 0.0)
 
 
-def select_backward(grad: Tensor, sizes: list[int], dim: int, index: int) -> Tensor:
-    """The same for one index."""
+def select_backward(grad: Tensor, sizes: list[int], dim: int, index: int) -> Any:
+    """Pads with zeros around the one index that was taken."""
     dim %= len(sizes)
-    index = index + sizes[dim] if index < 0 else index
+    index %= sizes[dim]
     return slice_backward(grad.unsqueeze(dim), sizes, dim, index, index + 1, 1)
 
 

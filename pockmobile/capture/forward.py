@@ -1,13 +1,14 @@
 """The forward pass as `torch.export` sees it, with parameters by name."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from pockmobile.errors import ModelError
 
@@ -64,7 +65,8 @@ def export_forward(
     kwargs = dict(kwargs or {})
     program = model if isinstance(model, ExportedProgram) else _export(model, args, kwargs)
     graph = program.module(check_guards=False)
-    leaves = tuple(tree_leaves((args, kwargs)))
+    _drop_buffer_updates(graph.graph)
+    leaves = tuple(tree_leaves((args, _ordered(program, kwargs))))
     names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
     if len(names) != len(leaves):
         raise ModelError(
@@ -79,30 +81,66 @@ def export_forward(
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    was_training = model.training
+    with _evaluation_mode(model):
+        try:
+            with torch.no_grad():
+                model(*args, **kwargs)
+        except Exception as error:
+            raise forward_failure(error, (args, kwargs)) from error
+        try:
+            return torch.export.export(model, args, kwargs, strict=False)
+        except Exception as error:
+            raise ModelError(
+                f"torch.export cannot capture the model: {first_line(error)}; see the "
+                f"torch.export documentation on data-dependent control flow"
+            ) from error
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Leaves each module in the mode in which it was."""
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
-            model(*args, **kwargs)
-    except Exception as error:
-        shapes = ", ".join(
-            str(list(leaf.shape))
-            for leaf in tree_leaves((args, kwargs))
-            if isinstance(leaf, Tensor)
-        )
-        raise ModelError(
-            f"the model's forward pass fails on example inputs of shape {shapes}: "
-            f"{first_line(error)}"
-        ) from error
-    try:
-        return torch.export.export(model, args, kwargs, strict=False)
-    except Exception as error:
-        raise ModelError(
-            f"torch.export cannot capture the model: {first_line(error)}; see the torch.export "
-            f"documentation on data-dependent control flow"
-        ) from error
+        yield
     finally:
-        model.train(was_training)
+        for module, is_training in modes.items():
+            module.training = is_training
+
+
+def _ordered(program: ExportedProgram, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Returns keyword inputs in the order in which the program takes them."""
+    spec = program.call_spec.in_spec
+    _, expected = tree_unflatten(range(spec.num_leaves), spec)
+    if kwargs and set(kwargs) != set(expected):
+        raise ModelError(
+            f"the model takes the keyword inputs {list(expected)}, found {list(kwargs)}"
+        )
+    return {name: kwargs[name] for name in expected if name in kwargs}
+
+
+def _drop_buffer_updates(graph: fx.Graph) -> None:
+    """Drops updates of buffers that are not read again, as a BatchNorm's count of batches."""
+    for node in list(graph.nodes):
+        if not is_mutation(node) or node.args[0].op != "get_attr":
+            continue
+        updated = node.args[0]
+        if not node.users and not any(node < user for user in updated.users):
+            graph.erase_node(node)
+
+
+def is_mutation(node: fx.Node) -> bool:
+    """Whether the operator writes into an argument."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def forward_failure(error: Exception, inputs: Any) -> ModelError:
+    """Returns the error of a forward pass that failed on `inputs` (any structure)."""
+    shapes = [str(list(leaf.shape)) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    return ModelError(
+        f"the model's forward pass fails on example inputs of shape {', '.join(shapes)}: "
+        f"{first_line(error)}"
+    )
 
 
 def _named_tensors(

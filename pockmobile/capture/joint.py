@@ -17,7 +17,7 @@ from torch.fx.traceback import preserve_node_meta
 from torch.utils._pytree import tree_leaves
 
 from pockmobile.capture.decompositions import DECOMPOSITIONS
-from pockmobile.capture.forward import Forward, first_line
+from pockmobile.capture.forward import Forward, first_line, forward_failure, is_mutation
 from pockmobile.capture.semantics import RULES
 from pockmobile.errors import ModelError
 from pockmobile.graph import JointGraph, Port, Role, verify
@@ -40,10 +40,13 @@ class _ForwardInterpreter(fx.Interpreter):
         return RULES.get(target, target)(*args, **kwargs)
 
     def outputs(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-        """Returns the tensors that the model returns."""
+        """Returns the tensors that the model returns, at least one."""
         leaves = self._forward.with_inputs(inputs)
         result = self.run(*leaves, enable_io_processing=False)
-        return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if not outputs:
+            raise ModelError("the model returns no tensor; expected its outputs (logits)")
+        return outputs
 
 
 def capture_joint(
@@ -99,10 +102,18 @@ def capture_predict(forward: Forward, inputs: Mapping[str, Tensor]) -> JointGrap
 
 
 def model_output(forward: Forward, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Runs the forward pass and returns its first output, on which the loss is computed."""
-    tensors = {**forward.parameters, **forward.buffers}
-    with torch.no_grad():
-        return _ForwardInterpreter(forward, tensors).outputs(inputs)[0]
+    """Runs the forward pass and returns its first output, on which the loss is computed.
+
+    Raises:
+        ModelError: the forward pass fails on these inputs, or returns no tensor.
+    """
+    try:
+        with torch.no_grad():
+            return _ForwardInterpreter(forward, _tensors(forward)).outputs(inputs)[0]
+    except ModelError:
+        raise
+    except Exception as error:
+        raise forward_failure(error, dict(inputs)) from error
 
 
 def _tensors(forward: Forward) -> dict[str, Tensor]:
@@ -149,15 +160,16 @@ def _trace(function: Any, *args: Any) -> tuple[fx.GraphModule, Any]:
             decomposition_table=dict(DECOMPOSITIONS),
             _error_on_data_dependent_ops=True,
         )(*args)
-        if any(_mutates(node) for node in traced.graph.nodes):
+        if any(is_mutation(node) for node in traced.graph.nodes):
             # In-place operators (an inplace ReLU) are written as their pure counterparts.
             run = functionalize(fx.Interpreter(traced).run, remove="mutations")
             traced = make_fx(run, tracing_mode="fake")(*args)
+    if any(is_mutation(node) for node in traced.graph.nodes):
+        raise ModelError(
+            "the model's forward pass writes into a buffer or an input; a program has no "
+            "state but what it trains: return the new value instead"
+        )
     return traced, structure[-1]
-
-
-def _mutates(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _joint(
@@ -168,15 +180,29 @@ def _joint(
     outputs: Sequence[Port],
 ) -> JointGraph:
     plain = fx.GraphModule(module, _plain_graph(module))
+    # A buffer may have the name of an input (a mask, say); it is gone before lowering.
+    buffers = {f"buffer.{name}": value for name, value in forward.buffers.items()}
     ports = (
         *(Port(name, Role.PARAMETER, parameter=name) for name in forward.parameters),
-        *(Port(name, Role.BUFFER) for name in forward.buffers),
+        *(Port(name, Role.BUFFER) for name in buffers),
         *(Port(name, Role.INPUT) for name in inputs),
         *(Port(name, Role.TARGET) for name in targets),
     )
-    graph = JointGraph(plain, ports, tuple(outputs), _tensors(forward))
+    _check_names(ports)
+    graph = JointGraph(plain, ports, tuple(outputs), {**forward.parameters, **buffers})
     verify(graph)
     return graph
+
+
+def _check_names(ports: Sequence[Port]) -> None:
+    roles: dict[str, str] = {}
+    for port in ports:
+        if port.name in roles:
+            raise ModelError(
+                f"{port.name!r} names both a {roles[port.name]} and a {port.role} of the "
+                f"model; rename one of them"
+            )
+        roles[port.name] = port.role
 
 
 def _plain_graph(module: fx.GraphModule) -> fx.Graph:
@@ -197,7 +223,7 @@ def _plain_graph(module: fx.GraphModule) -> fx.Graph:
             getattr(module, str(node.target)) if node.op == "get_attr" else node.meta.get("val")
         )
         copied.meta = {"val": to_meta(value), MODULE_KEY: path}
-    results = next(node for node in graph.nodes if node.op == "output")
+    results = graph.output_node()
     results.args = (tuple(tree_leaves(results.args[0])),)
     return graph
 

@@ -22,6 +22,8 @@ _LAYERS: Final[Mapping[Any, tuple[Kind, int, int]]] = {
     _aten.conv2d.padding: ("convolution", 1, 2),
     _aten.convolution.default: ("convolution", 1, 2),
     _aten.batch_norm.default: ("norm", 1, 2),
+    _aten._native_batch_norm_legit_functional.default: ("norm", 1, 2),
+    _aten._native_batch_norm_legit_no_training.default: ("norm", 1, 2),
     _aten.layer_norm.default: ("norm", 2, 3),
     _aten.rms_norm.default: ("norm", 2, -1),
     _aten.group_norm.default: ("norm", 2, 3),

@@ -1,5 +1,7 @@
 """Finds which values an integer input may hold: rows of the tables that it indexes."""
 
+from typing import Final
+
 import torch
 from torch import fx
 
@@ -28,6 +30,25 @@ def index_limits(graph: JointGraph) -> dict[str, int]:
 
 def _source(node: fx.Node) -> fx.Node:
     """Follows views and casts up to where the value comes from."""
-    while node.op == "call_function" and len(node.all_input_nodes) == 1:
+    while node.target in _SAME_VALUES:
         node = node.all_input_nodes[0]
     return node
+
+
+_SAME_VALUES: Final = frozenset(
+    {
+        _aten.alias.default,
+        _aten.detach.default,
+        _aten.clone.default,
+        _aten._to_copy.default,
+        _aten.view.default,
+        _aten._unsafe_view.default,
+        _aten.unsqueeze.default,
+        _aten.squeeze.dim,
+        _aten.squeeze.dims,
+        _aten.permute.default,
+        _aten.expand.default,
+        _aten.slice.Tensor,
+        _aten.select.int,
+    }
+)

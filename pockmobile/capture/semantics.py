@@ -35,6 +35,20 @@ def no_dropout(x: Tensor, *_: Any) -> Tensor:
     return x
 
 
+def frozen_native_batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    """The same where an archive holds decomposed operators, whose last constant is eps."""
+    result = frozen_batch_norm(x, weight, bias, mean, var, None, None, rest[-1])
+    # Batch statistics, and new running statistics: nothing uses or changes them.
+    return result, mean, var, mean, var
+
+
+def no_native_dropout(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    """Returns its input, and a mask that keeps everything."""
+    return x, torch.ones_like(x, dtype=torch.bool)
+
+
 def plain_attention(
     query: Tensor,
     key: Tensor,
@@ -67,6 +81,9 @@ _MASKED: Final = -1e30
 
 RULES: Final[Mapping[Any, Callable[..., Any]]] = {
     _aten.batch_norm.default: frozen_batch_norm,
+    _aten._native_batch_norm_legit_functional.default: frozen_native_batch_norm,
+    _aten._native_batch_norm_legit_no_training.default: frozen_native_batch_norm,
+    _aten.native_dropout.default: no_native_dropout,
     _aten.dropout.default: no_dropout,
     _aten.dropout_.default: no_dropout,
     _aten.feature_dropout.default: no_dropout,

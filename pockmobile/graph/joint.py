@@ -67,8 +67,7 @@ class JointGraph:
     @property
     def results(self) -> list[fx.Node]:
         """The nodes of the outputs, in order."""
-        (output,) = (node for node in self.nodes if node.op == "output")
-        return list(output.args[0])  # type: ignore[arg-type]
+        return list(self.module.graph.output_node().args[0])  # type: ignore[arg-type]
 
     @property
     def num_operators(self) -> int:
@@ -104,8 +103,7 @@ class JointGraph:
 
 def set_results(module: fx.GraphModule, nodes: Sequence[fx.Node]) -> None:
     """Makes the graph return `nodes`."""
-    (output,) = (node for node in module.graph.nodes if node.op == "output")
-    output.args = (tuple(nodes),)
+    module.graph.output_node().args = (tuple(nodes),)
 
 
 CONSTANT_PREFIX: Final = "constant_"

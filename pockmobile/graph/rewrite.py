@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, fx
@@ -11,8 +11,21 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pockmobile.graph.joint import add_constant, fake_like
 
-MODULE_KEY = "module"
+MODULE_KEY: Final = "module"
 """Where a node keeps the path of the module that it came from, for reports."""
+
+
+_FACTORIES: Final = (torch.ops.aten.full.default, torch.ops.aten.scalar_tensor.default)
+
+
+def arguments(node: fx.Node) -> tuple[Any, ...]:
+    """Returns the positional arguments, whose types FX does not know."""
+    return node.args
+
+
+def result_index(node: fx.Node) -> int:
+    """Returns which result of an operator with several a `getitem` node takes."""
+    return int(arguments(node)[1])
 
 
 def value_of(node: fx.Node) -> Tensor:
@@ -28,17 +41,25 @@ def shape_of(node: fx.Node) -> list[int]:
 
 
 def infer(target: Any, args: Any, kwargs: Any) -> Any:
-    """Runs `target` on the meta tensors of its arguments."""
+    """Runs `target` on the meta tensors of its arguments; the results are contiguous."""
     args, kwargs = tree_map(
         lambda leaf: leaf.meta["val"] if isinstance(leaf, fx.Node) else leaf,
         (args, dict(kwargs)),
     )
     if "device" in kwargs or target in _FACTORIES:
         kwargs = {**kwargs, "device": torch.device("meta")}
-    return target(*args, **kwargs)
+    return contiguous(target(*args, **kwargs))
 
 
-_FACTORIES = (torch.ops.aten.full.default, torch.ops.aten.scalar_tensor.default)
+def contiguous(value: Any) -> Any:
+    """Returns meta tensors of contiguous strides in the place of the tensors in `value`."""
+    return tree_map(lambda leaf: leaf.contiguous() if isinstance(leaf, Tensor) else leaf, value)
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether the operator draws random numbers, so that two calls differ."""
+    tags = getattr(node.target, "tags", ())
+    return torch.Tag.nondeterministic_seeded in tags
 
 
 def call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
@@ -51,11 +72,14 @@ def call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
     return node
 
 
-def inline(graph: fx.Graph, function: Callable[..., Any], args: Sequence[Any]) -> list[fx.Node]:
+def inline(
+    graph: fx.Graph, function: Callable[..., Any], args: Sequence[Any], *, module: str = ""
+) -> list[fx.Node]:
     """Traces `function` over `args` (nodes, numbers, lists) and adds its operators.
 
-    Tensors that the function makes itself become constants. Returns one node for each
-    tensor that the function returns.
+    Tensors that the function makes itself become constants. `module` is the path of the
+    module that the operators belong to. Returns one node for each tensor that the function
+    returns.
     """
     nodes = [leaf for leaf in tree_leaves(list(args)) if isinstance(leaf, fx.Node)]
 
@@ -65,17 +89,16 @@ def inline(graph: fx.Graph, function: Callable[..., Any], args: Sequence[Any]) -
         return [leaf for leaf in tree_leaves(function(*real)) if leaf is not None]
 
     traced = make_fx(on_tensors)(*(node.meta["val"] for node in nodes))
-    return _splice(graph, traced, nodes)
+    return _splice(graph, traced, nodes, module)
 
 
 def _splice(
-    graph: fx.Graph, traced: fx.GraphModule, inputs: Sequence[fx.Node]
+    graph: fx.Graph, traced: fx.GraphModule, inputs: Sequence[fx.Node], module: str
 ) -> list[fx.Node]:
     owner = graph.owning_module
     assert owner is not None
     feed = iter(inputs)
     memo: dict[fx.Node, fx.Node] = {}
-    module = inputs[0].meta.get(MODULE_KEY, "") if inputs else ""
     for node in traced.graph.nodes:
         if node.op == "placeholder":
             memo[node] = next(feed)
@@ -104,7 +127,7 @@ def replace_results(node: fx.Node, results: Sequence[fx.Node | None]) -> None:
     """Puts `results` in the place of the `getitem` nodes of a node with several results."""
     for user in list(node.users):
         assert user.target is operator.getitem
-        result = results[int(user.args[1])]  # type: ignore[call-overload]
+        result = results[result_index(user)]
         assert result is not None, f"{user.format_node()} was not computed"
         replace_node(user, result)
     node.graph.erase_node(node)

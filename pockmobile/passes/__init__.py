@@ -7,6 +7,9 @@ from pockmobile.passes.canonicalize import Canonicalize
 from pockmobile.passes.decompose import Decompose
 from pockmobile.passes.eliminate_common import EliminateCommon
 from pockmobile.passes.fold_constants import FoldConstants
+from pockmobile.passes.fold_scale import FoldScale
+from pockmobile.passes.gather_log_softmax import GatherLogSoftmax
+from pockmobile.passes.mask_from_output import MaskFromOutput
 from pockmobile.passes.narrow_gradients import NarrowGradients
 from pockmobile.passes.prune import Prune
 from pockmobile.passes.remove_noops import RemoveNoops
@@ -19,6 +22,9 @@ __all__ = [
     "Decompose",
     "EliminateCommon",
     "FoldConstants",
+    "FoldScale",
+    "GatherLogSoftmax",
+    "MaskFromOutput",
     "NarrowGradients",
     "Numerics",
     "Pass",

@@ -1,14 +1,16 @@
 """Pass: turns gradients into updated parameters and optimizer state."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
 from torch import Tensor, fx
 
+from pockmobile.errors import ModelError
 from pockmobile.graph import JointGraph, Port, Role
 from pockmobile.graph.joint import fake_like, set_results
-from pockmobile.graph.rewrite import inline
+from pockmobile.graph.rewrite import inline, value_of
 from pockmobile.optim import Optimizer, clip_by_global_norm
 from pockmobile.passes.base import Numerics, Pass, finish
 
@@ -18,7 +20,7 @@ from pockmobile.passes.base import Numerics, Pass, finish
 class AppendOptimizer(Pass):
     """Appends clipping and the optimizer's arithmetic; state and `lr` become inputs.
 
-    Before: inputs parameters, batch; return loss, gradients
+    Before: inputs parameters, batch; return loss, metrics, gradients
     After:  inputs parameters, optimizer state, batch, lr;
             return loss, new parameters, new optimizer state
     """
@@ -33,92 +35,103 @@ class AppendOptimizer(Pass):
         return {"optimizer": dict(self.optimizer.constants()), "clip_norm": self.clip_norm}
 
     def apply(self, graph: JointGraph) -> JointGraph:
-        """Returns the training step."""
+        """Returns the training step; a graph without gradients is left as it is.
+
+        Raises:
+            ModelError: an input of the model has a name that the step needs.
+        """
+        if not graph.output_nodes(Role.GRADIENT):
+            return graph
         graph = graph.copy()
         parameters = graph.input_nodes(Role.PARAMETER)
-        grads = {
-            port.parameter: node
-            for port, node in zip(graph.outputs, graph.results, strict=True)
-            if port.role is Role.GRADIENT
-        }
-        slots, slot_ports = self._add_slots(graph, parameters)
-        step, step_ports = self._add_step(graph)
-        lr = _add_placeholder(graph, "lr", torch.zeros(()), graph.placeholders[-1])
-        names = list(parameters)
-
-        def update(*flat: Tensor) -> list[Tensor]:
-            return _update_all(self.optimizer, self.clip_norm, len(names), list(flat))
-
-        anchor = next(node for node in graph.nodes if node.op == "output")
-        arguments = [*parameters.values(), *(grads[name] for name in names), *slots, lr, *step]
-        with graph.module.graph.inserting_before(anchor):
-            results = inline(graph.module.graph, update, arguments)
-        kept = [
-            (port, node)
-            for port, node in zip(graph.outputs, graph.results, strict=True)
-            if port.role is Role.LOSS
-        ]
-        ports = [port for port in graph.inputs if port.role is Role.PARAMETER]
-        rest = [port for port in graph.inputs if port.role is not Role.PARAMETER]
-        state_ports = [*ports, *slot_ports, *step_ports]
-        set_results(graph.module, [*(node for _, node in kept), *results])
+        slots = self._slots(parameters)
+        lr = Port("lr", Role.LEARNING_RATE)
+        _check_names(graph, [*slots, lr])
+        last_parameter = list(parameters.values())[-1]
+        slot_nodes = _add_placeholders(graph, slots, after=last_parameter)
+        (lr_node,) = _add_placeholders(
+            graph, {lr: torch.zeros(())}, after=graph.placeholders[-1]
+        )
+        grads = _gradients(graph, parameters)
+        with graph.module.graph.inserting_before(graph.module.graph.output_node()):
+            new_state = inline(
+                graph.module.graph,
+                self._update,
+                [list(parameters.values()), grads, slot_nodes, lr_node],
+            )
+        losses = graph.output_nodes(Role.LOSS)
+        set_results(graph.module, [*losses.values(), *new_state])
+        trained = [port for port in graph.inputs if port.role is Role.PARAMETER]
+        batch = [port for port in graph.inputs if port.role is not Role.PARAMETER]
+        returned = [port for port in graph.outputs if port.role is Role.LOSS]
         return finish(
             replace(
                 graph,
-                inputs=(*state_ports, *rest, Port("lr", Role.LEARNING_RATE)),
-                outputs=(*(port for port, _ in kept), *state_ports),
+                inputs=(*trained, *slots, *batch, lr),
+                outputs=(*returned, *trained, *slots),
             )
         )
 
-    def _add_slots(
-        self, graph: JointGraph, parameters: dict[str, fx.Node]
-    ) -> tuple[list[fx.Node], list[Port]]:
-        anchor = list(parameters.values())[-1]
-        nodes: list[fx.Node] = []
-        ports: list[Port] = []
-        for name, parameter in parameters.items():
-            for slot in self.optimizer.slots:
-                anchor = _add_placeholder(
-                    graph, f"{name}.{slot}", parameter.meta["val"], anchor
-                )
-                nodes.append(anchor)
-                ports.append(Port(f"{name}.{slot}", Role.OPTIMIZER, parameter=name, slot=slot))
-        return nodes, ports
+    def _slots(self, parameters: dict[str, fx.Node]) -> dict[Port, Tensor]:
+        """Returns the optimizer's state, in order, with its shapes; the counter is last."""
+        slots = {
+            Port(f"{name}.{slot}", Role.OPTIMIZER, parameter=name, slot=slot): value_of(node)
+            for name, node in parameters.items()
+            for slot in self.optimizer.slots
+        }
+        if self.optimizer.counts_steps:
+            slots[Port("step", Role.OPTIMIZER, slot="step")] = torch.zeros(1)
+        return slots
 
-    def _add_step(self, graph: JointGraph) -> tuple[list[fx.Node], list[Port]]:
-        if not self.optimizer.counts_steps:
-            return [], []
-        num_state = sum(port.role is Role.PARAMETER for port in graph.inputs)
-        num_state += num_state * len(self.optimizer.slots)
-        anchor = graph.placeholders[num_state - 1]
-        node = _add_placeholder(graph, "step", torch.zeros(1), anchor)
-        return [node], [Port("step", Role.OPTIMIZER, slot="step")]
+    def _update(
+        self, parameters: list[Tensor], grads: list[Tensor], slots: list[Tensor], lr: Tensor
+    ) -> list[Tensor]:
+        """Returns the new parameters, then the new slots."""
+        lr = lr.reshape(1)
+        counter = [slots[-1] + 1.0] if self.optimizer.counts_steps else []
+        step = counter[0] if counter else lr  # An optimizer that does not count ignores it.
+        if self.clip_norm is not None:
+            grads = clip_by_global_norm(grads, self.clip_norm)
+        num_slots = len(self.optimizer.slots)
+        new_parameters: list[Tensor] = []
+        new_slots: list[Tensor] = []
+        for index, (parameter, grad) in enumerate(zip(parameters, grads, strict=True)):
+            own = slots[index * num_slots : (index + 1) * num_slots]
+            update = self.optimizer.update(parameter, grad, own, lr, step)
+            new_parameters.append(_shaped(update.parameter, parameter))
+            new_slots.extend(_shaped(slot, parameter) for slot in update.slots)
+        return [*new_parameters, *new_slots, *counter]
 
 
-def _add_placeholder(graph: JointGraph, name: str, value: Tensor, after: fx.Node) -> fx.Node:
-    with graph.module.graph.inserting_after(after):
-        node = graph.module.graph.placeholder(name.replace(".", "_"))
-    node.meta["val"] = fake_like(value)
-    return node
+def _shaped(value: Tensor, parameter: Tensor) -> Tensor:
+    # A parameter of shape [] becomes [1] beside the rate, which has shape [1].
+    return value if value.shape == parameter.shape else value.reshape(parameter.shape)
 
 
-def _update_all(
-    optimizer: Optimizer, clip_norm: float | None, num_parameters: int, flat: list[Tensor]
-) -> list[Tensor]:
-    """Updates all parameters; `flat` is parameters, gradients, slots, lr and the step."""
-    width = len(optimizer.slots)
-    parameters, grads = flat[:num_parameters], flat[num_parameters : 2 * num_parameters]
-    slots = flat[2 * num_parameters : (2 + width) * num_parameters]
-    lr, *counter = flat[(2 + width) * num_parameters :]
-    lr = lr.reshape(1)
-    step = counter[0] + 1.0 if counter else lr
-    if clip_norm is not None:
-        grads = clip_by_global_norm(grads, clip_norm)
-    new_parameters: list[Tensor] = []
-    new_slots: list[Tensor] = []
-    for index, (parameter, grad) in enumerate(zip(parameters, grads, strict=True)):
-        own = slots[index * width : (index + 1) * width]
-        update = optimizer.update(parameter, grad, own, lr, step)
-        new_parameters.append(update.parameter)
-        new_slots.extend(update.slots)
-    return [*new_parameters, *new_slots, *([step] if counter else [])]
+def _check_names(graph: JointGraph, added: Sequence[Port]) -> None:
+    taken = {port.name for port in graph.inputs}
+    for port in added:
+        if port.name in taken:
+            raise ModelError(
+                f"the model has an input or a parameter named {port.name!r}, which is the name "
+                f"of the program's {port.role.value.replace('_', ' ')}; rename it in the model"
+            )
+
+
+def _gradients(graph: JointGraph, parameters: dict[str, fx.Node]) -> list[fx.Node]:
+    """Returns the gradient of each parameter, in the order of the parameters."""
+    pairs = zip(graph.outputs, graph.results, strict=True)
+    grads = {port.parameter: node for port, node in pairs if port.role is Role.GRADIENT}
+    return [grads[name] for name in parameters]
+
+
+def _add_placeholders(
+    graph: JointGraph, ports: dict[Port, Tensor], *, after: fx.Node
+) -> list[fx.Node]:
+    nodes: list[fx.Node] = []
+    with graph.module.graph.inserting_before(after.next):
+        for port, value in ports.items():
+            node = graph.module.graph.placeholder(port.name.replace(".", "_"))
+            node.meta["val"] = fake_like(value)
+            nodes.append(node)
+    return nodes

@@ -1,6 +1,5 @@
 """Pass: freezes what the plan does not name and splits what it trains in part."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -40,21 +39,25 @@ class ApplyPlan(Pass):
         Raises:
             PlanError: a parameter that does not influence the loss.
         """
-        graph = graph.copy()
         self._check_gradients(graph)
-        update = self.plan.update
+        if all(self._keeps(graph, port) for port in graph.inputs):
+            return graph
+        graph = graph.copy()
         initial: dict[str, Tensor] = {}
         ports: list[Port] = []
         for port, node in zip(graph.inputs, graph.placeholders, strict=True):
-            if port.role not in (Role.PARAMETER, Role.BUFFER):
+            if port.name not in graph.initial:
                 ports.append(port)
-            elif port.role is Role.PARAMETER and port.parameter in update:
+            elif port.parameter in self.plan.update:
                 ports.append(port)
-                value = graph.initial[port.name]
-                initial[port.name] = _split(graph, node, value, update[port.parameter])
+                value, part = graph.initial[port.name], self.plan.update[port.parameter]
+                initial[port.name] = _trained(value, part)
+                node.meta["val"] = fake_like(initial[port.name])
+                if part is not None:
+                    _complete(graph, node, value, part)
             else:
                 _freeze(graph, node, graph.initial[port.name])
-        outputs = self._narrow_gradients(graph, update)
+        outputs = self._narrow_gradients(graph)
         return finish(replace(graph, inputs=tuple(ports), outputs=outputs, initial=initial))
 
     def _check_gradients(self, graph: JointGraph) -> None:
@@ -62,20 +65,27 @@ class ApplyPlan(Pass):
         missing = [name for name in self.plan.update if name not in known]
         if known and missing:
             raise PlanError(
-                f"the plan trains {missing[0]!r}, which does not influence the loss: {nearest(missing[0], known)}"
+                f"the plan trains {missing[0]!r}, which does not influence the loss: "
+                f"{nearest(missing[0], known)}"
             )
 
-    def _narrow_gradients(
-        self, graph: JointGraph, update: Mapping[str, Slice | None]
-    ) -> tuple[Port, ...]:
+    def _keeps(self, graph: JointGraph, port: Port) -> bool:
+        """Whether the plan leaves an input as it is."""
+        if port.name not in graph.initial:
+            return True
+        is_whole = port.parameter in self.plan.update and not self.plan.update[port.parameter]
+        return is_whole and graph.initial[port.name].is_contiguous()
+
+    def _narrow_gradients(self, graph: JointGraph) -> tuple[Port, ...]:
+        """Returns only what is trained; what is trained in part is sliced."""
+        update = self.plan.update
         ports: list[Port] = []
         results: list[fx.Node] = []
-        anchor = next(node for node in graph.nodes if node.op == "output")
         for port, node in zip(graph.outputs, graph.results, strict=True):
             if port.role is Role.GRADIENT and port.parameter not in update:
                 continue
             part = update.get(port.parameter) if port.role is Role.GRADIENT else None
-            with graph.module.graph.inserting_before(anchor):
+            with graph.module.graph.inserting_before(graph.module.graph.output_node()):
                 results.append(node if part is None else _slice(graph.module.graph, node, part))
             ports.append(port)
         set_results(graph.module, results)
@@ -83,45 +93,43 @@ class ApplyPlan(Pass):
 
 
 def _freeze(graph: JointGraph, node: fx.Node, value: Tensor) -> None:
-    with graph.module.graph.inserting_after(graph.placeholders[-1]):
+    with graph.module.graph.inserting_before(graph.placeholders[-1].next):
         constant = add_constant(graph.module, value.contiguous())
     node.replace_all_uses_with(constant)
     graph.module.graph.erase_node(node)
 
 
-def _split(graph: JointGraph, node: fx.Node, value: Tensor, part: Slice | None) -> Tensor:
-    """Narrows the placeholder to the slice and returns the slice's values."""
-    if part is None:
-        return value.contiguous()
-    trained = value.narrow(part.dim, part.start, part.stop - part.start).contiguous()
+def _trained(value: Tensor, part: Slice | None) -> Tensor:
+    if part is not None:
+        value = value.narrow(part.dim, part.start, part.stop - part.start)
+    return value.contiguous()
+
+
+def _complete(graph: JointGraph, node: fx.Node, value: Tensor, part: Slice) -> None:
+    """Puts the frozen channels of `value` around the placeholder of the trained ones."""
     users = list(node.users)
     module = graph.module
-    with module.graph.inserting_after(graph.placeholders[-1]):
-        before = _constant_part(module, value, part.dim, 0, part.start)
-        after = _constant_part(module, value, part.dim, part.stop, value.shape[part.dim])
-    node.meta["val"] = fake_like(trained)
-    if before is None and after is None:
-        return trained
-    anchor = after or before
-    assert anchor is not None
-    later = anchor if before is None or after is None else max(before, after)
-    with module.graph.inserting_after(later):
-        pieces = [piece for piece in (before, node, after) if piece is not None]
+    with module.graph.inserting_before(graph.placeholders[-1].next):
+        pieces = [
+            *_frozen_part(module, value, part.dim, 0, part.start),
+            node,
+            *_frozen_part(module, value, part.dim, part.stop, value.shape[part.dim]),
+        ]
+        if len(pieces) == 1:
+            return
         whole = call(module.graph, _aten.cat.default, pieces, part.dim)
     for user in users:
         user.replace_input_with(node, whole)
-    return trained
 
 
-def _constant_part(
+def _frozen_part(
     module: fx.GraphModule, value: Tensor, dim: int, start: int, stop: int
-) -> fx.Node | None:
+) -> list[fx.Node]:
+    """Returns the frozen channels `start` to `stop`, if there are any."""
     if start == stop:
-        return None
-    return add_constant(module, value.narrow(dim, start, stop - start).contiguous())
+        return []
+    return [add_constant(module, value.narrow(dim, start, stop - start).contiguous())]
 
 
 def _slice(graph: fx.Graph, node: fx.Node, part: Slice) -> fx.Node:
-    piece = call(graph, _aten.slice_copy.Tensor, node, part.dim, part.start, part.stop, 1)
-    piece.meta["val"] = piece.meta["val"].contiguous()
-    return piece
+    return call(graph, _aten.slice_copy.Tensor, node, part.dim, part.start, part.stop, 1)

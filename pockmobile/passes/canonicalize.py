@@ -1,6 +1,5 @@
 """Pass: one spelling for operators that move data, fill, or take a number."""
 
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -9,7 +8,17 @@ import torch
 from torch import fx
 
 from pockmobile.graph import JointGraph
-from pockmobile.graph.rewrite import call, infer, replace_node, replace_results, shape_of
+from pockmobile.graph.rewrite import (
+    MODULE_KEY,
+    arguments,
+    call,
+    contiguous,
+    infer,
+    replace_node,
+    replace_results,
+    shape_of,
+    value_of,
+)
 from pockmobile.passes.base import Pass, finish
 
 _aten = torch.ops.aten
@@ -28,39 +37,33 @@ class Canonicalize(Pass):
 
     def apply(self, graph: JointGraph) -> JointGraph:
         """Returns the graph in the dialect that all other passes expect."""
-        if not any(_rewrite_of(node) for node in graph.nodes):
+        if not any(_is_foreign(node) for node in graph.nodes):
             return graph
         graph = graph.copy()
         for node in list(graph.nodes):
             if node.target is _aten.split_with_sizes.default:
-                _split(graph, node)
+                _split(graph.module.graph, node)
         for node in list(graph.nodes):
-            if node.op != "call_function":
-                continue
             rewrite = _rewrite_of(node)
             if rewrite is None:
                 _refresh(node)
                 continue
             with graph.module.graph.inserting_before(node):
-                replace_node(node, rewrite(graph.module.graph, node))
+                result = rewrite(graph.module.graph, node)
+            if result not in node.all_input_nodes:
+                result.meta[MODULE_KEY] = node.meta.get(MODULE_KEY, "")
+            replace_node(node, result)
         return finish(graph)
 
 
-_Rewrite = Callable[[fx.Graph, fx.Node], Any]
+_Rewrite = Callable[[fx.Graph, fx.Node], fx.Node]
 
 
-def _split(graph: JointGraph, node: fx.Node) -> None:
-    source, sizes, *rest = node.args
-    dim = int(rest[0]) if rest else 0  # type: ignore[arg-type]
-    dim %= len(shape_of(source))  # type: ignore[arg-type]
-    pieces: list[fx.Node | None] = []
-    start = 0
-    with graph.module.graph.inserting_before(node):
-        for size in sizes:  # type: ignore[union-attr]
-            cut = (source, dim, start, start + size, 1)
-            pieces.append(_contiguous(call(graph.module.graph, _aten.slice_copy.Tensor, *cut)))
-            start += size  # type: ignore[operator]
-    replace_results(node, pieces)
+def _is_foreign(node: fx.Node) -> bool:
+    if node.target is _aten.split_with_sizes.default or _rewrite_of(node):
+        return True
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and not value.is_contiguous()
 
 
 def _rewrite_of(node: fx.Node) -> _Rewrite | None:
@@ -69,27 +72,49 @@ def _rewrite_of(node: fx.Node) -> _Rewrite | None:
     return _REWRITES.get(node.target)
 
 
+def _refresh(node: fx.Node) -> None:
+    """Computes the value again, since the strides of the arguments may have changed."""
+    if node.op in ("placeholder", "get_attr"):
+        node.meta["val"] = contiguous(node.meta["val"])
+    elif node.op == "call_function":
+        node.meta["val"] = infer(node.target, node.args, node.kwargs)
+
+
+def _split(graph: fx.Graph, node: fx.Node) -> None:
+    source, sizes, dim = (*arguments(node), 0)[:3]
+    dim %= len(shape_of(source))
+    pieces: list[fx.Node | None] = []
+    start = 0
+    with graph.inserting_before(node):
+        for size in sizes:
+            cut = (source, dim, start, start + size, 1)
+            pieces.append(call(graph, _aten.slice_copy.Tensor, *cut))
+            start += size
+    replace_results(node, pieces)
+
+
 def _full(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    return call(graph, _aten.full.default, *node.args, dtype=node.meta["val"].dtype)
+    return call(graph, _aten.full.default, *node.args, dtype=value_of(node).dtype)
 
 
 def _scalar(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    return call(graph, _aten.full.default, [], node.args[0], dtype=node.meta["val"].dtype)
+    return call(graph, _aten.full.default, [], node.args[0], dtype=value_of(node).dtype)
 
 
-def _refresh(node: fx.Node) -> None:
-    """Computes the value again, since the strides of the arguments may have changed."""
-    if node.target is operator.getitem:
-        node.meta["val"] = node.args[0].meta["val"][node.args[1]]  # type: ignore
-    else:
-        node.meta["val"] = infer(node.target, node.args, node.kwargs)
-    value = node.meta["val"]
-    if isinstance(value, torch.Tensor):
-        node.meta["val"] = value.contiguous()
+def _fill(number: float) -> _Rewrite:
+    def rewrite(graph: fx.Graph, node: fx.Node) -> fx.Node:
+        dtype = value_of(node).dtype
+        return call(graph, _aten.full.default, shape_of(node), number, dtype=dtype)
+
+    return rewrite
 
 
-def _same(graph: fx.Graph, node: fx.Node) -> Any:
-    return node.args[0]
+def _full_like(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    return _fill(arguments(node)[1])(graph, node)
+
+
+def _same(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    return node.all_input_nodes[0]
 
 
 def _view(graph: fx.Graph, node: fx.Node) -> fx.Node:
@@ -97,60 +122,61 @@ def _view(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 
 def _permute(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    dims = [int(dim) % len(node.args[1]) for dim in node.args[1]]  # type: ignore
-    return _contiguous(call(graph, _aten.permute_copy.default, node.args[0], dims))
+    source, dims = arguments(node)
+    dims = [dim % len(dims) for dim in dims]
+    return call(graph, _aten.permute_copy.default, source, dims)
 
 
 def _transpose(graph: fx.Graph, node: fx.Node) -> fx.Node:
     rank = len(shape_of(node))
     dims = list(range(rank))
-    first, second = (int(dim) % rank for dim in (node.args[1:3] or (0, 1)))  # type: ignore
+    first, second = (dim % rank for dim in arguments(node)[1:3])
     dims[first], dims[second] = dims[second], dims[first]
-    return _contiguous(call(graph, _aten.permute_copy.default, node.args[0], dims))
+    return call(graph, _aten.permute_copy.default, node.args[0], dims)
+
+
+def _transpose_matrix(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    dims = list(reversed(range(len(shape_of(node)))))
+    return call(graph, _aten.permute_copy.default, node.args[0], dims)
 
 
 def _expand(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    return _contiguous(call(graph, _aten.expand_copy.default, node.args[0], shape_of(node)))
+    return call(graph, _aten.expand_copy.default, node.args[0], shape_of(node))
 
 
 def _slice(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    source, dim, start, stop, step, *_ = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])
-    shape = shape_of(source)  # type: ignore[arg-type]
-    dim = int(dim) % len(shape)  # type: ignore
+    given, defaults = arguments(node), (None, 0, None, None, 1)
+    source, dim, start, stop, step = given + defaults[len(given) :]
+    shape = shape_of(source)
+    dim %= len(shape)
     begin, end, _ = slice(start, stop).indices(shape[dim])
-    return _contiguous(call(graph, _aten.slice_copy.Tensor, source, dim, begin, end, int(step)))  # type: ignore
+    return call(graph, _aten.slice_copy.Tensor, source, dim, begin, end, step)
 
 
 def _select(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    source, dim, index = node.args
-    shape = shape_of(source)  # type: ignore[arg-type]
-    dim = int(dim) % len(shape)  # type: ignore
-    index = int(index) % shape[dim]  # type: ignore
-    piece = _contiguous(call(graph, _aten.slice_copy.Tensor, source, dim, index, index + 1, 1))
+    source, dim, index = arguments(node)
+    shape = shape_of(source)
+    dim %= len(shape)
+    index %= shape[dim]
+    piece = call(graph, _aten.slice_copy.Tensor, source, dim, index, index + 1, 1)
     return call(graph, _aten.view_copy.default, piece, shape_of(node))
 
 
-def _fill(value_index: int) -> Callable[[fx.Graph, fx.Node], fx.Node]:
+def _reversed(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    right, left, alpha = (*arguments(node), 1)[:3]
+    negative = call(graph, _aten.neg.default, right)
+    scaled = negative if alpha == 1 else call(graph, _aten.mul.Tensor, negative, alpha)
+    return call(graph, _aten.add.Tensor, scaled, left)
+
+
+def _with_number(target: Any) -> _Rewrite:
+    """Writes an operator on a tensor and a number as the one that also takes two tensors."""
+
     def rewrite(graph: fx.Graph, node: fx.Node) -> fx.Node:
-        value = node.args[value_index] if value_index > 0 else -value_index
-        dtype = node.meta["val"].dtype
-        return call(graph, _aten.full.default, shape_of(node), value, dtype=dtype)
+        left, right, *alpha = arguments(node)
+        return call(graph, target, left, right, **({"alpha": alpha[0]} if alpha else {}))
 
     return rewrite
-
-
-def _number_first(target: Any) -> Callable[[fx.Graph, fx.Node], fx.Node]:
-    return lambda graph, node: call(graph, target, *node.args, **node.kwargs)
-
-
-def _reversed(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    negative = call(graph, _aten.neg.default, node.args[0])
-    return call(graph, _aten.add.Tensor, negative, node.args[1])
-
-
-def _contiguous(node: fx.Node) -> fx.Node:
-    node.meta["val"] = node.meta["val"].contiguous()
-    return node
 
 
 _REWRITES: Final[Mapping[Any, _Rewrite]] = {
@@ -167,19 +193,19 @@ _REWRITES: Final[Mapping[Any, _Rewrite]] = {
     _aten.squeeze.dims: _view,
     _aten.permute.default: _permute,
     _aten.transpose.int: _transpose,
-    _aten.t.default: _transpose,
+    _aten.t.default: _transpose_matrix,
     _aten.expand.default: _expand,
     _aten.slice.Tensor: _slice,
     _aten.select.int: _select,
     _aten.full.default: _full,
     _aten.scalar_tensor.default: _scalar,
-    _aten.full_like.default: _fill(1),
+    _aten.full_like.default: _full_like,
     _aten.zeros_like.default: _fill(0),
-    _aten.ones_like.default: _fill(-1),
+    _aten.ones_like.default: _fill(1),
     _aten.new_zeros.default: _fill(0),
     _aten.rsub.Scalar: _reversed,
-    _aten.add.Scalar: _number_first(_aten.add.Tensor),
-    _aten.sub.Scalar: _number_first(_aten.sub.Tensor),
-    _aten.mul.Scalar: _number_first(_aten.mul.Tensor),
-    _aten.div.Scalar: _number_first(_aten.div.Tensor),
+    _aten.add.Scalar: _with_number(_aten.add.Tensor),
+    _aten.sub.Scalar: _with_number(_aten.sub.Tensor),
+    _aten.mul.Scalar: _with_number(_aten.mul.Tensor),
+    _aten.div.Scalar: _with_number(_aten.div.Tensor),
 }

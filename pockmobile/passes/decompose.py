@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from pockmobile.graph import JointGraph
-from pockmobile.graph.rewrite import inline, replace_node, replace_results
+from pockmobile.graph.rewrite import MODULE_KEY, inline, replace_node, replace_results
 from pockmobile.passes.base import Numerics, Pass, finish
 
 Decomposition = Callable[..., Any]
@@ -67,7 +67,9 @@ class Decompose(Pass):
             return result
 
         with graph.module.graph.inserting_before(node):
-            nodes = inline(graph.module.graph, traced, node.args)
+            nodes = inline(
+                graph.module.graph, traced, node.args, module=node.meta.get(MODULE_KEY, "")
+            )
         if not present:
             return False
         if isinstance(node.meta["val"], torch.Tensor):

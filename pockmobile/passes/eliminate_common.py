@@ -1,20 +1,22 @@
 """Pass: computes each value once."""
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Final, final
 
+import torch
 from torch import fx
 from torch.utils._pytree import tree_map
 
 from pockmobile.graph import JointGraph
 from pockmobile.graph.joint import constant_value
+from pockmobile.graph.rewrite import is_random
 from pockmobile.passes.base import Pass, finish
 
 
 @final
 @dataclass(frozen=True)
 class EliminateCommon(Pass):
-    """Merges operators that have the same arguments, and constants that are the same bytes.
+    """Merges operators that have the same arguments, and constants of the same values.
 
     Before: a = exp(x); b = exp(x); add(a, b)
     After:  a = exp(x); add(a, a)
@@ -32,15 +34,18 @@ class EliminateCommon(Pass):
         return finish(graph)
 
 
+_MAX_COMPARED: Final = 4096
+"""Elements of the largest constant that is compared by its bytes, others by their address."""
+
+
 def _duplicates(graph: JointGraph) -> dict[fx.Node, fx.Node]:
     """Returns each node that repeats an earlier one, with that one."""
     seen: dict[Any, fx.Node] = {}
     found: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        if node.op not in ("call_function", "get_attr"):
+        if node.op not in ("call_function", "get_attr") or is_random(node):
             continue
-        key = _key(node, found)
-        first = seen.setdefault(key, node)
+        first = seen.setdefault(_key(node, found), node)
         if first is not node:
             found[node] = first
     return found
@@ -48,14 +53,14 @@ def _duplicates(graph: JointGraph) -> dict[fx.Node, fx.Node]:
 
 def _key(node: fx.Node, found: dict[fx.Node, fx.Node]) -> Any:
     if node.op == "get_attr":
-        value = constant_value(node)
-        data = value.numpy().tobytes() if value.numel() <= _MAX_COMPARED else value.data_ptr()
+        value = constant_value(node).contiguous()
+        is_small = value.numel() <= _MAX_COMPARED
+        data = (
+            value.view(-1).view(torch.uint8).numpy().tobytes() if is_small else value.data_ptr()
+        )
         return ("constant", value.dtype, tuple(value.shape), data)
     args = tree_map(
         lambda leaf: found.get(leaf, leaf) if isinstance(leaf, fx.Node) else leaf, node.args
     )
     # 1 and 1.0 and True are equal as keys, yet mean different operators: keep their types.
     return (node.target, repr(args), repr(dict(node.kwargs)))
-
-
-_MAX_COMPARED = 4096

@@ -1,5 +1,6 @@
 """Pass: computes at compile time what does not depend on any input."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -9,6 +10,7 @@ from torch.utils._pytree import tree_map
 
 from pockmobile.graph import JointGraph
 from pockmobile.graph.joint import add_constant, constant_value
+from pockmobile.graph.rewrite import MODULE_KEY, is_random, replace_node
 from pockmobile.passes.base import Pass, finish
 
 _aten = torch.ops.aten
@@ -31,24 +33,16 @@ class FoldConstants(Pass):
 
     def apply(self, graph: JointGraph) -> JointGraph:
         """Returns the graph with constant operators folded."""
-        foldable = _foldable(graph)
-        roots = [node for node in foldable if _is_root(node, foldable)]
-        if not roots:
+        if not _roots(graph):
             return graph
         graph = graph.copy()
-        names = {node.name for node in roots}
-        values: dict[fx.Node, Any] = {}
-        foldable_names = {node.name for node in foldable}
-        for node in list(graph.nodes):
-            if node.op == "get_attr":
-                values[node] = constant_value(node)
-            elif node.name in foldable_names:
-                values[node] = _compute(node, values)
-            if node.name in names:
-                with graph.module.graph.inserting_before(node):
-                    constant = add_constant(graph.module, values[node].contiguous())
-                constant.meta |= {key: node.meta[key] for key in node.meta if key != "val"}
-                node.replace_all_uses_with(constant)
+        roots = _roots(graph)
+        values = _values(roots)
+        for node in roots:
+            with graph.module.graph.inserting_before(node):
+                constant = add_constant(graph.module, values[node].contiguous())
+            constant.meta[MODULE_KEY] = node.meta.get(MODULE_KEY, "")
+            replace_node(node, constant)
         return finish(graph)
 
 
@@ -58,42 +52,55 @@ _VIEWS: Final = (
     _aten.slice_copy.Tensor,
     _aten.expand_copy.default,
 )
-_FILLS: Final = (_aten.full.default,)
-_RANDOM: Final = ("rand", "dropout", "bernoulli", "multinomial")
 
 
-def _foldable(graph: JointGraph) -> dict[fx.Node, None]:
-    """Returns the operators whose arguments are all constants, in order."""
-    constant: set[fx.Node] = {node for node in graph.nodes if node.op == "get_attr"}
-    found: dict[fx.Node, None] = {}
+def _roots(graph: JointGraph) -> list[fx.Node]:
+    """Returns the nodes to replace: computed from constants, used by what is not."""
+    constant = {node for node in graph.nodes if node.op == "get_attr"}
     for node in graph.nodes:
-        if node.op != "call_function" or any(word in str(node.target) for word in _RANDOM):
+        if node.op != "call_function" or is_random(node):
             continue
         if all(parent in constant for parent in node.all_input_nodes):
             constant.add(node)
-            found[node] = None
-    return found
-
-
-def _is_root(node: fx.Node, foldable: dict[fx.Node, None]) -> bool:
-    """Whether the node's value is worth storing: it is used by something that stays."""
-    if not isinstance(node.meta["val"], Tensor) or _is_cheap(node):
-        return False
-    return any(user not in foldable for user in node.users)
+    return [
+        node
+        for node in graph.nodes
+        if node in constant
+        and isinstance(node.meta["val"], Tensor)
+        and not _is_cheap(node)
+        and any(user not in constant for user in node.users)
+    ]
 
 
 def _is_cheap(node: fx.Node) -> bool:
-    """Whether the node is a fill, or a view of a constant or of a fill."""
+    """Whether the node is a constant or a fill, or a view of one."""
     while node.target in _VIEWS:
-        node = node.args[0]  # type: ignore[assignment]
-    return node.op == "get_attr" or node.target in _FILLS
+        node = node.all_input_nodes[0]
+    return node.op == "get_attr" or node.target is _aten.full.default
 
 
-def _compute(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+def _values(roots: Sequence[fx.Node]) -> dict[fx.Node, Any]:
+    """Computes the values of `roots`, and of the nodes that they are made from."""
+    values: dict[fx.Node, Any] = {}
+    pending = list(roots)
+    while pending:
+        node = pending[-1]
+        missing = [parent for parent in node.all_input_nodes if parent not in values]
+        pending.extend(missing)
+        if not missing:
+            values[pending.pop()] = _compute(node, values)
+    return values
+
+
+def _compute(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    if node.op == "get_attr":
+        return constant_value(node)
+    assert callable(node.target)
     args, kwargs = tree_map(
         lambda leaf: values[leaf] if isinstance(leaf, fx.Node) else leaf,
-        (node.args, node.kwargs),
+        (node.args, dict(node.kwargs)),
     )
-    kwargs = {key: value for key, value in kwargs.items() if key != "device"}
+    # Traced on the meta device, computed on the CPU.
+    kwargs.pop("device", None)
     with torch.no_grad():
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return node.target(*args, **kwargs)

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from pockmobile.graph import JointGraph
-from pockmobile.graph.rewrite import call, replace_node, shape_of
+from pockmobile.graph.rewrite import arguments, call, replace_node, shape_of
 from pockmobile.passes.base import Numerics, Pass, finish
 
 _aten = torch.ops.aten
@@ -32,32 +32,17 @@ class NarrowGradients(Pass):
 
     def apply(self, graph: JointGraph) -> JointGraph:
         """Returns the graph with slices as early as they can be."""
-        if not any(_movable(node) for node in graph.nodes):
+        if not any(_is_movable(node) for node in graph.nodes):
             return graph
-        graph = graph.copy()
-        pending = [node for node in graph.nodes if _movable(node)]
+        narrowed = graph.copy()
+        pending = [node for node in narrowed.nodes if _is_movable(node)]
+        num_moved = 0
         while pending:
-            node = pending.pop()
-            if not _movable(node):
-                continue
-            with graph.module.graph.inserting_before(node):
-                result = _RULES[node.args[0].target](graph.module.graph, _Cut.of(node))  # type: ignore
-            if result is None:
-                continue
-            source = node.args[0]
-            replace_node(node, result)
-            graph.module.graph.erase_node(source)  # type: ignore[arg-type]
-            pending.extend(_made_slices(result))
-        return finish(graph)
-
-
-def _made_slices(node: fx.Node) -> list[fx.Node]:
-    """Returns the slices among a new node's arguments, or its call's (for a getitem)."""
-    made = node.args[0] if node.target is operator.getitem else node
-    assert isinstance(made, fx.Node)
-    return [
-        parent for parent in made.all_input_nodes if parent.target is _aten.slice_copy.Tensor
-    ]
+            made = _move(narrowed.module.graph, pending.pop())
+            if made is not None:
+                num_moved += 1
+                pending.extend(made)
+        return finish(narrowed) if num_moved else graph
 
 
 @final
@@ -70,11 +55,6 @@ class _Cut:
     start: int
     stop: int
 
-    @staticmethod
-    def of(node: fx.Node) -> "_Cut":
-        source, dim, start, stop = node.args[:4]
-        return _Cut(source, dim, start, stop)  # type: ignore[arg-type]
-
     def take(self, graph: fx.Graph, node: fx.Node, dim: int) -> fx.Node:
         """Returns the same range of another tensor's dimension, cut where it is made."""
         if self.start == 0 and self.stop == shape_of(node)[dim]:
@@ -86,39 +66,58 @@ class _Cut:
             return call(graph, _aten.slice_copy.Tensor, node, dim, self.start, self.stop, 1)
 
 
-def _movable(node: fx.Node) -> bool:
+_Rule = Callable[[fx.Graph, _Cut], fx.Node | None]
+
+
+def _is_movable(node: fx.Node) -> bool:
     if node.target is not _aten.slice_copy.Tensor or node.args[4:] not in ((), (1,)):
         return False
-    source = node.args[0]
-    return isinstance(source, fx.Node) and source.target in _RULES and len(source.users) == 1
+    source = node.all_input_nodes[0]
+    return source.target in _RULES and len(source.users) == 1 and not source.kwargs
+
+
+def _move(graph: fx.Graph, node: fx.Node) -> list[fx.Node] | None:
+    """Moves one slice; returns the slices to go on with, or None if it stays where it is."""
+    if not _is_movable(node):
+        return None
+    source, dim, start, stop = arguments(node)[:4]
+    with graph.inserting_before(node):
+        result = _RULES[source.target](graph, _Cut(source, dim, start, stop))
+    if result is None:
+        return None
+    replace_node(node, result)
+    graph.erase_node(source)
+    made = result.all_input_nodes[0] if result.target is operator.getitem else result
+    return [
+        parent for parent in made.all_input_nodes if parent.target is _aten.slice_copy.Tensor
+    ]
 
 
 def _permute(graph: fx.Graph, cut: _Cut) -> fx.Node:
-    source, dims = cut.source.args
-    piece = cut.take(graph, source, dims[cut.dim])  # type: ignore
+    source, dims = arguments(cut.source)
+    piece = cut.take(graph, source, dims[cut.dim])
     return call(graph, _aten.permute_copy.default, piece, dims)
 
 
 def _mm(graph: fx.Graph, cut: _Cut) -> fx.Node:
-    operands: list[Any] = list(cut.source.args)
+    operands = list(arguments(cut.source))
     operands[cut.dim] = cut.take(graph, operands[cut.dim], cut.dim)
     return call(graph, _aten.mm.default, *operands)
 
 
 def _add(graph: fx.Graph, cut: _Cut) -> fx.Node | None:
-    left, right = cut.source.args[:2]
-    if not (isinstance(left, fx.Node) and isinstance(right, fx.Node)):
+    """Passes a sum of two tensors of one shape (the gradients of a tied weight)."""
+    operands = cut.source.all_input_nodes
+    if any(shape_of(operand) != shape_of(cut.source) for operand in operands):
         return None
-    if shape_of(left) != shape_of(right) or cut.source.kwargs:
-        return None
-    return call(
-        graph, _aten.add.Tensor, cut.take(graph, left, cut.dim), cut.take(graph, right, cut.dim)
-    )
+    pieces = {operand: cut.take(graph, operand, cut.dim) for operand in operands}
+    args = [pieces.get(operand, operand) for operand in arguments(cut.source)]
+    return call(graph, _aten.add.Tensor, *args)
 
 
 def _view(graph: fx.Graph, cut: _Cut) -> fx.Node | None:
     """Passes a view that only adds or drops dimensions of size one."""
-    source: fx.Node = cut.source.args[0]  # type: ignore[assignment]
+    source = cut.source.all_input_nodes[0]
     before, after = shape_of(source), shape_of(cut.source)
     if [s for s in before if s != 1] != [s for s in after if s != 1] or after[cut.dim] == 1:
         return None
@@ -130,49 +129,60 @@ def _view(graph: fx.Graph, cut: _Cut) -> fx.Node | None:
 
 
 def _sum(graph: fx.Graph, cut: _Cut) -> fx.Node | None:
-    source, dims, *keep = cut.source.args
-    rank = len(shape_of(source))  # type: ignore[arg-type]
-    reduced = {int(dim) % rank for dim in dims}  # type: ignore
-    kept = (
-        list(range(rank)) if keep and keep[0] else [d for d in range(rank) if d not in reduced]
-    )
+    """Passes a sum over other dimensions than the one that is cut."""
+    source, dims, *keep = arguments(cut.source)
+    rank = len(shape_of(source))
+    reduced = {dim % rank for dim in dims}
+    keeps_dims = bool(keep and keep[0])
+    kept = [dim for dim in range(rank) if keeps_dims or dim not in reduced]
     if kept[cut.dim] in reduced:
         return None
-    piece = cut.take(graph, source, kept[cut.dim])  # type: ignore[arg-type]
+    piece = cut.take(graph, source, kept[cut.dim])
     return call(graph, cut.source.target, piece, dims, *keep)
 
 
-def _getitem(graph: fx.Graph, cut: _Cut) -> fx.Node | None:
-    """Cuts the weight's gradient out of a convolution's backward operator."""
-    backward, index = cut.source.args
-    if backward.target is not _aten.convolution_backward.default or index != 1:  # type: ignore
+def _convolution_weight(graph: fx.Graph, cut: _Cut) -> fx.Node | None:
+    """Cuts the weight's gradient (result 1) out of a convolution's backward operator.
+
+    Output channels (dim 0) of the weight are channels of the incoming gradient, input
+    channels (dim 1) those of the activations; a depthwise weight's channels are both.
+    """
+    backward, index = arguments(cut.source)
+    if backward.target is not _aten.convolution_backward.default or index != 1:
         return None
-    grad, x, weight, _, stride, padding, dilation, transposed, extra, groups, _ = backward.args  # type: ignore
-    if transposed or (groups != 1 and cut.dim == 1) or groups not in (1, shape_of(x)[1]):
+    grad, x, weight, _, *geometry, _ = arguments(backward)
+    *geometry, transposed, extra, groups = geometry
+    is_depthwise = groups > 1 and groups == shape_of(x)[1] == shape_of(weight)[0]
+    if transposed or not (groups == 1 or (is_depthwise and cut.dim == 0)):
         return None
     if cut.dim == 0:
         grad = cut.take(graph, grad, 1)
-    if cut.dim == 1 or groups != 1:
+    if cut.dim == 1 or is_depthwise:
         x = cut.take(graph, x, 1)
-    if groups != 1 and shape_of(weight)[0] != groups:
-        return None
     weight = cut.take(graph, weight, cut.dim)
-    groups = 1 if groups == 1 else cut.stop - cut.start
-    mask = [False, True, False]
-    call_ = call(
-        graph, _aten.convolution_backward.default, grad, x, weight, None, stride, padding,
-        dilation, transposed, extra, groups, mask,
-    )  # fmt: skip
-    item = graph.call_function(operator.getitem, (call_, 1))
-    item.meta = {**call_.meta, "val": call_.meta["val"][1]}
-    return item
+    groups = cut.stop - cut.start if is_depthwise else 1
+    asked = [False, True, False]
+    narrowed = call(
+        graph,
+        backward.target,
+        grad,
+        x,
+        weight,
+        None,
+        *geometry,
+        transposed,
+        extra,
+        groups,
+        asked,
+    )
+    return call(graph, operator.getitem, narrowed, 1)
 
 
-_RULES: Final[Mapping[Any, Callable[[fx.Graph, _Cut], fx.Node | None]]] = {
+_RULES: Final[Mapping[Any, _Rule]] = {
     _aten.permute_copy.default: _permute,
     _aten.mm.default: _mm,
     _aten.add.Tensor: _add,
     _aten.view_copy.default: _view,
     _aten.sum.dim_IntList: _sum,
-    operator.getitem: _getitem,
+    operator.getitem: _convolution_weight,
 }

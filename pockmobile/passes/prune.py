@@ -1,14 +1,13 @@
 """Pass: removes whatever no kept output needs."""
 
-import operator
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import final
 
 import torch
 from torch import fx
 
 from pockmobile.graph import JointGraph
-from pockmobile.graph.rewrite import infer
+from pockmobile.graph.rewrite import arguments, infer, result_index
 from pockmobile.passes.base import Pass, finish
 
 _aten = torch.ops.aten
@@ -17,7 +16,7 @@ _aten = torch.ops.aten
 @final
 @dataclass(frozen=True)
 class Prune(Pass):
-    """Drops dead operators and narrows the masks of backward operators.
+    """Drops dead operators and narrows the masks of convolutions' backward operators.
 
     With the gradients of frozen parameters gone, the backward pass ends by itself at the
     first layer that learns: nothing upstream of it has a use any more.
@@ -30,25 +29,22 @@ class Prune(Pass):
 
     def apply(self, graph: JointGraph) -> JointGraph:
         """Returns the graph without dead operators."""
-        pruned = graph.copy()
-        finish(pruned)
-        changed = pruned.num_operators != graph.num_operators
-        for node in pruned.nodes:
-            if node.target in _MASKED:
-                changed |= _narrow_mask(node)
-        finish(pruned)
-        return pruned if changed else graph
-
-
-_MASKED: Final = (_aten.convolution_backward.default, _aten.native_layer_norm_backward.default)
+        pruned = finish(graph.copy())
+        num_narrowed = sum(_narrow_mask(node) for node in pruned.nodes)
+        pruned.module.recompile()
+        is_smaller = len(pruned.module.graph.nodes) < len(graph.module.graph.nodes)
+        return pruned if is_smaller or num_narrowed else graph
 
 
 def _narrow_mask(node: fx.Node) -> bool:
-    used = {int(user.args[1]) for user in node.users if user.target is operator.getitem}  # type: ignore
-    mask: list[Any] = list(node.args[-1])  # type: ignore[arg-type]
-    narrowed = [bool(wanted) and index in used for index, wanted in enumerate(mask)]
+    """Asks a backward operator for no more than is used; returns whether it asked for more."""
+    if node.target is not _aten.convolution_backward.default:
+        return False
+    *rest, mask = arguments(node)
+    used = {result_index(user) for user in node.users}
+    narrowed = [wanted and index in used for index, wanted in enumerate(mask)]
     if narrowed == mask:
         return False
-    node.args = (*node.args[:-1], narrowed)
+    node.args = (*rest, narrowed)
     node.meta["val"] = infer(node.target, node.args, node.kwargs)
     return True

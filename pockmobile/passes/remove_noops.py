@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from pockmobile.graph import JointGraph
-from pockmobile.graph.rewrite import call, replace_node, shape_of, value_of
+from pockmobile.graph.rewrite import arguments, call, replace_node, shape_of, value_of
 from pockmobile.passes.base import Pass, finish
 
 _aten = torch.ops.aten
@@ -45,6 +45,7 @@ def _remove(graph: JointGraph, node: fx.Node) -> bool:
 
 
 _Build = Callable[[fx.Graph], fx.Node]
+_Rule = Callable[[fx.Node], _Build | None]
 
 
 def _simpler(node: fx.Node) -> _Build | None:
@@ -52,9 +53,8 @@ def _simpler(node: fx.Node) -> _Build | None:
     return rule(node) if rule else None
 
 
-def _first(node: fx.Node) -> fx.Node:
-    assert isinstance(node.args[0], fx.Node)
-    return node.args[0]
+def _source(node: fx.Node) -> fx.Node:
+    return node.all_input_nodes[0]
 
 
 def _keep(node: fx.Node) -> _Build:
@@ -62,39 +62,48 @@ def _keep(node: fx.Node) -> _Build:
 
 
 def _view(node: fx.Node) -> _Build | None:
-    source = _first(node)
+    source = _source(node)
     if shape_of(source) == shape_of(node):
         return _keep(source)
     if source.target is not _aten.view_copy.default:
         return None
-    return lambda graph: call(graph, _aten.view_copy.default, _first(source), shape_of(node))
+    return lambda graph: call(graph, _aten.view_copy.default, _source(source), shape_of(node))
 
 
 def _permute(node: fx.Node) -> _Build | None:
-    source, dims = _first(node), list(node.args[1])  # type: ignore[arg-type]
+    source, dims = _source(node), _order(node)
     if dims == sorted(dims):
         return _keep(source)
     if source.target is not _aten.permute_copy.default:
         return None
-    inner: list[int] = list(source.args[1])  # type: ignore[arg-type]
+    inner = _order(source)
     joined = [inner[dim] for dim in dims]
-    return lambda graph: call(graph, _aten.permute_copy.default, _first(source), joined)
+    return lambda graph: call(graph, _aten.permute_copy.default, _source(source), joined)
+
+
+def _order(permute: fx.Node) -> list[int]:
+    dims = arguments(permute)[1]
+    return [dim % len(dims) for dim in dims]
 
 
 def _same_shape(node: fx.Node) -> _Build | None:
-    source = _first(node)
+    source = _source(node)
     return _keep(source) if shape_of(source) == shape_of(node) else None
 
 
 def _same_type(node: fx.Node) -> _Build | None:
-    source = _first(node)
+    source = _source(node)
     return _keep(source) if value_of(source).dtype == value_of(node).dtype else None
 
 
-def _neutral(number: float, *, commutes: bool) -> Callable[[fx.Node], _Build | None]:
+def _neutral(number: float, *, commutes: bool) -> _Rule:
+    """Returns the rule of an operator that changes nothing if one side is `number`."""
+
     def rule(node: fx.Node) -> _Build | None:
-        left, right = node.args[:2]
-        pairs = [(left, right), (right, left)] if commutes else [(left, right)]
+        left, right = arguments(node)
+        pairs = [(left, right)]
+        if commutes and not node.kwargs:  # With `alpha`, left and right differ.
+            pairs.append((right, left))
         for kept, other in pairs:
             if isinstance(kept, fx.Node) and _is_fill(other, number) and _same_kind(kept, node):
                 return _keep(kept)
@@ -105,7 +114,7 @@ def _neutral(number: float, *, commutes: bool) -> Callable[[fx.Node], _Build | N
 
 def _is_fill(value: Any, number: float) -> bool:
     if isinstance(value, fx.Node):
-        return value.target is _aten.full.default and value.args[1] == number
+        return value.target is _aten.full.default and bool(arguments(value)[1] == number)
     return isinstance(value, (int, float)) and value == number
 
 
@@ -115,14 +124,14 @@ def _same_kind(kept: fx.Node, node: fx.Node) -> bool:
 
 
 def _power_of_one(node: fx.Node) -> _Build | None:
-    return _keep(_first(node)) if node.args[1] == 1 else None
+    return _keep(_source(node)) if arguments(node)[1] == 1 else None
 
 
 def _pad(node: fx.Node) -> _Build | None:
-    return None if any(node.args[1]) else _keep(_first(node))  # type: ignore[arg-type]
+    return None if any(arguments(node)[1]) else _keep(_source(node))
 
 
-_RULES: Final[Mapping[Any, Callable[[fx.Node], _Build | None]]] = {
+_RULES: Final[Mapping[Any, _Rule]] = {
     _aten.view_copy.default: _view,
     _aten.permute_copy.default: _permute,
     _aten.expand_copy.default: _same_shape,

@@ -25,19 +25,17 @@ class ReorderForMemory(Pass):
 
     def apply(self, graph: JointGraph) -> JointGraph:
         """Returns the graph in an order of a lower peak."""
-        names = [node.name for node in graph.nodes]
-        order = [node.name for node in _schedule(graph)]
-        if order == names:
+        if _schedule(graph) == list(graph.nodes):
             return graph
         graph = graph.copy()
-        nodes = {node.name: node for node in graph.nodes}
-        anchor = nodes[order[-1]]
-        for name in order[:-1]:
-            anchor.prepend(nodes[name])
+        *order, output = _schedule(graph)
+        for node in order:
+            output.prepend(node)
         return finish(graph)
 
 
 def _schedule(graph: JointGraph) -> list[fx.Node]:
+    """Returns the nodes in the new order."""
     placed: dict[fx.Node, None] = {}
     position = {node: index for index, node in enumerate(graph.nodes)}
 
@@ -57,8 +55,7 @@ def _schedule(graph: JointGraph) -> list[fx.Node]:
     for node in graph.nodes:
         if node.op != "output":
             place(node)
-    output = next(node for node in graph.nodes if node.op == "output")
-    return [*placed, output]
+    return [*placed, graph.module.graph.output_node()]
 
 
 def _is_ready(node: fx.Node, placed: dict[fx.Node, None]) -> bool:

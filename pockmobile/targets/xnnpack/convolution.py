@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import torch
 from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as schema
+from executorch.backends.xnnpack.utils.xnnpack_constants import XNN_FLAG_TRANSPOSE_WEIGHTS
 from torch import Tensor, fx
 
 from pockmobile.graph.rewrite import shape_of
@@ -20,6 +21,8 @@ def _convolution(emitter: Emitter, node: fx.Node) -> Operand:
     kernel = emitter.operand(weight)  # type: ignore[arg-type]
     assert isinstance(kernel, Constant)
     groups = int(groups)  # type: ignore[arg-type]
+    if _is_pointwise(kernel.shape, stride, padding, groups):
+        return _pointwise(emitter, node, kernel.tensor[:, :, 0, 0], bool(transposed))
     result = emitter.new(shape_of(node), NHWC)
     height, width = kernel.shape[2:]
     inputs = kernel.shape[0] // groups if transposed else kernel.shape[1]
@@ -44,6 +47,27 @@ def _convolution(emitter: Emitter, node: fx.Node) -> Operand:
     }
     kind = schema.XNNConvTranspose2d if transposed else schema.XNNConv2d
     emitter.blob.node((schema.XNNDepthwiseConv2d if is_depthwise else kind)(**fields))
+    return result
+
+
+def _is_pointwise(shape: Sequence[int], stride: Any, padding: Any, groups: int) -> bool:
+    return groups == 1 and tuple(shape[2:]) == (1, 1) and not any(padding) and max(stride) == 1
+
+
+def _pointwise(emitter: Emitter, node: fx.Node, weight: Tensor, transposed: bool) -> Operand:
+    """Emits a 1x1 convolution as a matrix product over NHWC.
+
+    The weight [out, in] serves the input's gradient too, read the other way, so it is
+    stored once.
+    """
+    x, _, bias = node.args[:3]
+    source = emitter.arranged(emitter.operand(x), NHWC)  # type: ignore[arg-type]
+    result = emitter.new(shape_of(node), NHWC)
+    flags = XNN_FLAG_TRANSPOSE_WEIGHTS if transposed else 0
+    filter_id = emitter.blob.constant(weight)
+    emitter.blob.node(
+        schema.XNNFullyConnected(source, filter_id, _bias(emitter, bias), result.id, flags)
+    )
     return result
 
 

@@ -5,7 +5,7 @@ from typing import final
 
 from pockmobile.graph import JointGraph
 from pockmobile.graph.rewrite import MODULE_KEY
-from pockmobile.passes import Canonicalize, Decompose, EliminateCommon, FoldConstants, Pass
+from pockmobile.passes import Canonicalize, Decompose, EliminateCommon, FoldConstants, GatherLogSoftmax, Pass
 from pockmobile.targets.base import LoweredMethod, Outside, Target
 from pockmobile.targets.portable import hash_and_size
 from pockmobile.targets.xnnpack.convolutions import select_convolution
@@ -23,6 +23,7 @@ class Xnnpack(Target):
     def passes(self) -> Sequence[Pass]:
         """Returns the rewrites into XNNPACK's operators."""
         return (
+            GatherLogSoftmax(),
             Decompose("xnnpack", select),
             Canonicalize(),
             # A convolution is written by whether its weight is a constant: fold first.

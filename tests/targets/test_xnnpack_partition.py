@@ -1,0 +1,73 @@
+"""How a graph is cut into delegates, and the reasons for what stays outside."""
+
+import torch
+from torch import Tensor
+
+from pockmobile.targets.xnnpack import Xnnpack
+from pockmobile.targets.xnnpack.partition import constant_tensors, partition
+from tests.passes.graphs import trace
+from tests.targets.running import execute, rewritten
+
+
+def _chain(x: Tensor) -> Tensor:
+    return ((x * 2.0).tanh() + 1.0).exp() * 3.0
+
+
+def test_a_graph_that_the_delegate_takes_whole_is_one_delegate() -> None:
+    graph = rewritten(trace(_chain, {"x": torch.randn(3, 4)}), Xnnpack())
+    cut = partition(graph, constant_tensors(graph))
+    assert [len(group) for group in cut.delegates] == [5]
+    assert not cut.refusals
+
+
+def test_an_operator_outside_cuts_the_graph_in_two() -> None:
+    graph = rewritten(
+        trace(lambda x: _chain(_chain(x).cumsum(0)), {"x": torch.randn(3, 4)}), Xnnpack()
+    )
+    lowered = Xnnpack().lower(graph)
+    assert lowered.num_partitions == 2
+    assert [item.operator for item in lowered.outside] == ["aten.cumsum.default"]
+    assert lowered.outside[0].reason == "XNNPACK has no such operator"
+
+
+def test_branches_of_one_phase_share_a_delegate() -> None:
+    def branches(x: Tensor, y: Tensor) -> Tensor:
+        return _chain(x) + _chain(y.cumsum(0)) + _chain(x - 1.0)
+
+    graph = rewritten(trace(branches, {"x": torch.randn(3), "y": torch.randn(3)}), Xnnpack())
+    assert Xnnpack().lower(graph).num_partitions == 1
+
+
+def test_a_delegate_of_few_operators_is_given_back() -> None:
+    graph = rewritten(trace(lambda x: (x * 2.0).cumsum(0), {"x": torch.randn(3, 4)}), Xnnpack())
+    lowered = Xnnpack().lower(graph)
+    assert lowered.num_partitions == 0
+    reasons = {item.operator: item.reason for item in lowered.outside}
+    assert reasons["aten.mul.Tensor"] == "too few operators around it for a delegate"
+
+
+def test_integers_stay_outside() -> None:
+    def lookup(x: Tensor, index: Tensor) -> Tensor:
+        return _chain(x[index + 1])
+
+    x, index = torch.randn(5, 4), torch.tensor([0, 2])
+    graph = rewritten(trace(lookup, {"x": x, "index": index}), Xnnpack())
+    lowered = Xnnpack().lower(graph)
+    assert {item.operator for item in lowered.outside} == {
+        "aten.add.Tensor",
+        "aten.index.Tensor",
+    }
+    (found,) = execute(graph, lowered, [x, index])
+    torch.testing.assert_close(found, lookup(x, index), rtol=1e-5, atol=1e-5)
+
+
+def test_a_value_that_two_delegates_and_the_output_use() -> None:
+    def shared(x: Tensor) -> dict[str, Tensor]:
+        first = _chain(x)
+        return {"first": first, "second": _chain(first.cumsum(0)) + first}
+
+    x = torch.randn(3, 4) * 0.1
+    graph = rewritten(trace(shared, {"x": x}), Xnnpack())
+    found = execute(graph, Xnnpack().lower(graph), [x])
+    for left, right in zip(found, shared(x).values(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
