@@ -53,7 +53,7 @@ class Program:
         return render(self.manifest, len(self.buffer))
 
 
-def compile(  # noqa: A001  the name that the design gives it
+def compile(
     model: nn.Module | ExportedProgram,
     example_args: tuple[Any, ...],
     example_targets: tuple[Tensor, ...] | None = None,
@@ -93,90 +93,102 @@ def compile(  # noqa: A001  the name that the design gives it
         PlanError: the plan does not fit the model.
         UnsupportedOperatorError: the runtime lacks an operator.
     """
-    chosen_target, chosen_loss = resolve_target(target), resolve_loss(loss)
-    optimizer = optimizer or SGD()
+    chosen_loss = resolve_loss(loss)
+    chosen_target = resolve_target(target)
     progress("export the forward pass")
     forward = export_forward(model, example_args, example_kwargs)
     output = model_output(forward, forward.inputs)
     targets = _named_targets(example_targets, chosen_loss, output)
     progress("capture the joint graph")
     joint = capture_joint(forward, forward.inputs, targets, chosen_loss)
-    progress("resolve the plan")
-    chosen_plan = _resolve(plan, forward, joint)
     progress("capture predict")
     predict = _capture_predict(model, forward, example_args, example_kwargs, predict_batch_size)
-
-    progress("rewrite train_step")
-    train, runs, num_pruned = _train_step(
-        joint, chosen_plan, optimizer, clip_norm, chosen_target
+    recipe = _Recipe(
+        plan=_resolve(plan, forward, joint),
+        optimizer=optimizer or SGD(),
+        clip_norm=clip_norm,
+        target=chosen_target,
     )
-    progress("rewrite evaluate and predict")
-    measured = joint.keep_outputs(lambda port: port.role in (Role.LOSS, Role.METRIC))
-    graphs = {
-        "train_step": train,
-        "evaluate": _inference(measured, chosen_plan, chosen_target),
-        "predict": _inference(predict, chosen_plan, chosen_target),
-    }
+    rewritten = _rewrite(joint, predict, recipe, progress)
     progress("lower")
-    lowered = {method: chosen_target.lower(graph) for method, graph in graphs.items()}
+    lowered = {method: chosen_target.lower(g) for method, g in rewritten.graphs.items()}
     description = Description(
         name=name or type(model).__name__,
         sha256=_weights_sha256(forward),
         target=target,
-        methods={
-            method: MethodDescription(graphs[method], lowered[method]) for method in graphs
-        },
+        methods={m: MethodDescription(g, lowered[m]) for m, g in rewritten.graphs.items()},
         input_limits=index_limits(joint),
         target_range=chosen_loss.target_range(output),
-        plan=chosen_plan,
-        optimizer=optimizer,
+        plan=recipe.plan,
+        optimizer=recipe.optimizer,
         clip_norm=clip_norm,
         loss=chosen_loss,
         num_captured=joint.num_operators,
-        num_pruned=num_pruned,
-        passes=runs,
+        num_pruned=rewritten.num_pruned,
+        passes=rewritten.runs,
     )
     progress("emit the program")
+    return _emit(description)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Recipe:
+    """What is to be trained, how, and for which target."""
+
+    plan: UpdatePlan
+    optimizer: Optimizer
+    clip_norm: float | None
+    target: Target
+
+
+@final
+@dataclass(frozen=True)
+class _Rewritten:
+    """The graph of each method; for `train_step`, what its passes did."""
+
+    graphs: Mapping[str, JointGraph]
+    runs: Sequence[p.PassRun]
+    num_pruned: int
+
+
+def _rewrite(
+    joint: JointGraph, predict: JointGraph, recipe: _Recipe, progress: Callable[[str], None]
+) -> _Rewritten:
+    progress("rewrite train_step")
+    prune = [p.Canonicalize(), p.ApplyPlan(recipe.plan), p.Prune()]
+    pruned, first = p.run_passes(joint, prune)
+    train, rest = p.run_passes(
+        pruned,
+        [
+            p.AppendOptimizer(recipe.optimizer, recipe.clip_norm),
+            p.Canonicalize(),
+            p.NarrowGradients(),
+            *_shared(recipe.target),
+            # Last, so that it sees the operators that will really run.
+            p.ReorderForMemory(),
+        ],
+    )
+    progress("rewrite evaluate and predict")
+    measured = joint.keep_outputs(lambda port: port.role in (Role.LOSS, Role.METRIC))
+    graphs = {"train_step": train}
+    for method, graph in (("evaluate", measured), ("predict", predict)):
+        graphs[method], _ = p.run_passes(graph, [*prune, *_shared(recipe.target)])
+    return _Rewritten(graphs, [*first, *rest], pruned.num_operators)
+
+
+def _emit(description: Description) -> Program:
+    """Emits the program, with a manifest that tells the bytes it plans."""
     written: list[Manifest] = []
 
     def write_manifest(planned: Mapping[str, int]) -> str:
         written.append(describe(description, planned))
         return written[-1].to_json()
 
-    pairs = {method: (graphs[method], lowered[method]) for method in graphs}
-    buffer = lower_program(pairs, _initial_state(train), write_manifest)
+    methods = {name: (m.graph, m.lowered) for name, m in description.methods.items()}
+    state = _initial_state(description.methods["train_step"].graph)
+    buffer = lower_program(methods, state, write_manifest)
     return Program(buffer, written[-1])
-
-
-def _train_step(
-    joint: JointGraph,
-    plan: UpdatePlan,
-    optimizer: Optimizer,
-    clip_norm: float | None,
-    target: Target,
-) -> tuple[JointGraph, list[p.PassRun], int]:
-    """Returns the training step, what each pass did, and the operators left by pruning."""
-    pruned, first = p.run_passes(joint, [p.Canonicalize(), p.ApplyPlan(plan), p.Prune()])
-    graph, rest = p.run_passes(
-        pruned,
-        [
-            p.AppendOptimizer(optimizer, clip_norm),
-            p.Canonicalize(),
-            p.NarrowGradients(),
-            *_shared(target),
-            # Last, so that it sees the operators that will really run.
-            p.ReorderForMemory(),
-        ],
-    )
-    return graph, [*first, *rest], pruned.num_operators
-
-
-def _inference(graph: JointGraph, plan: UpdatePlan, target: Target) -> JointGraph:
-    """Returns `evaluate` or `predict`: the same rewrites, without a backward pass."""
-    result, _ = p.run_passes(
-        graph, [p.Canonicalize(), p.ApplyPlan(plan), p.Prune(), *_shared(target)]
-    )
-    return result
 
 
 def _shared(target: Target) -> list[p.Pass]:

@@ -1,9 +1,9 @@
 """Pass: folds a scale and a shift for each channel into the convolution before them."""
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, fx
@@ -142,7 +142,7 @@ def _along_outputs(factor: Tensor, shape: list[int]) -> Tensor:
     return factor.reshape(-1, *[1] * (len(shape) - 1))
 
 
-_FOLDS = {
+_FOLDS: Final[Mapping[Any, Callable[[JointGraph, fx.Node, fx.Node, fx.Node], None]]] = {
     _aten.mul.Tensor: _fold_mul,
     _aten.add.Tensor: _fold_add,
     _aten.convolution_backward.default: _fold_backward,

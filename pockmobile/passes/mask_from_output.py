@@ -1,8 +1,8 @@
 """Pass: an activation's gradient reads its output, which is kept anyway."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Any, Final, final
 
 import torch
 from torch import fx
@@ -37,7 +37,7 @@ class MaskFromOutput(Pass):
         return finish(graph)
 
 
-_FORWARD: Final = {
+_FORWARD: Final[Mapping[Any, Any]] = {
     _aten.threshold_backward.default: _aten.relu.default,
     _aten.hardtanh_backward.default: _aten.hardtanh.default,
 }

@@ -32,7 +32,7 @@ from executorch.backends.xnnpack.utils.xnnpack_constants import (
 from executorch.exir._serialize._named_data_store import NamedDataStore
 from torch import Tensor
 
-NO_VALUE: Final = XNN_INVALID_VALUE_ID
+NO_VALUE: Final[int] = XNN_INVALID_VALUE_ID
 _ALIGNMENT: Final = 64
 
 
@@ -74,7 +74,7 @@ class BlobBuilder:
     def is_external(self, identifier: int) -> bool:
         """Whether the value is an input or an output already, or a constant."""
         tensor = self._tensor(identifier)
-        return tensor.flags != 0 or tensor.constant_buffer_idx != 0
+        return bool(tensor.flags or tensor.constant_buffer_idx)
 
     def shape(self, identifier: int) -> tuple[int, ...]:
         """Returns the shape with which a value was defined."""
@@ -107,7 +107,7 @@ class BlobBuilder:
 
     def serialize(self) -> bytes:
         """Returns the delegate's bytes."""
-        return serialize_xnnpack_binary(self._graph, bytearray())
+        return bytes(serialize_xnnpack_binary(self._graph, bytearray()))
 
     def _add_value(self, shape: Sequence[int], buffer: int) -> int:
         identifier = len(self._graph.xvalues)

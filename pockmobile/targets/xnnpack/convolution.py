@@ -87,7 +87,7 @@ def _window(
 
 
 def _filter(weight: Tensor, groups: int, transposed: bool, is_depthwise: bool) -> Tensor:
-    """Returns the weight as XNNPACK reads it: [out, h, w, in/groups], or [1, h, w, channels]."""
+    """Returns the weight as [out, h, w, in/groups], or [1, h, w, channels] if depthwise."""
     if is_depthwise:
         return weight.permute(1, 2, 3, 0)
     if transposed:
@@ -108,25 +108,23 @@ def _bias(emitter: Emitter, bias: Any) -> int:
 
 
 def _max_pool(emitter: Emitter, node: fx.Node) -> Operand:
-    x, size, stride, padding, dilation, *_ = (
-        *node.args,
-        *([], [0, 0], [1, 1])[len(node.args) - 2 :],
-    )
+    given: list[Any] = [*node.args, *([], [0, 0], [1, 1], False)[len(node.args) - 2 :]]
+    x, size, stride, padding, dilation, _ = given
     result = emitter.new([int(s) for s in node.meta["val"][0].shape], NHWC)
-    window = _window(stride or size, padding, dilation)  # type: ignore[arg-type]
+    window = _window(stride or size, padding, dilation)
     emitter.blob.node(
         schema.XNNMaxPooling2d(
             padding_top=window["padding_top"],
             padding_right=window["padding_right"],
             padding_bottom=window["padding_bottom"],
             padding_left=window["padding_left"],
-            pooling_height=size[0],  # type: ignore[index]
-            pooling_width=size[1],  # type: ignore[index]
+            pooling_height=size[0],
+            pooling_width=size[1],
             stride_height=window["subsampling_height"],
             stride_width=window["subsampling_width"],
             dilation_height=window["dilation_height"],
             dilation_width=window["dilation_width"],
-            input_id=emitter.arranged(emitter.operand(x), NHWC),  # type: ignore[arg-type]
+            input_id=emitter.arranged(emitter.operand(x), NHWC),
             output_id=result.id,
             flags=0,
         )

@@ -9,7 +9,6 @@ a matrix product, or a weighted sum over taps where the convolution is depthwise
 from typing import Any, Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from pockmobile.graph.rewrite import shape_of
@@ -36,6 +35,11 @@ def _is_constant(node: Any) -> bool:
     return node is None or node.op == "get_attr"
 
 
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    result: Tensor = _aten.convolution.default(x, weight, bias, *geometry)
+    return result
+
+
 _VIEWS: Final = (
     _aten.view_copy.default,
     _aten.permute_copy.default,
@@ -44,7 +48,7 @@ _VIEWS: Final = (
 
 
 def _separate_bias(x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
-    return _aten.convolution.default(x, weight, None, *rest) + bias.reshape(1, -1, 1, 1)
+    return _convolve(x, weight, None, *rest) + bias.reshape(1, -1, 1, 1)
 
 
 def _forward_trained(
@@ -84,9 +88,7 @@ def _unfold(
     channels = x.shape[1]
     one_hot = torch.eye(taps).flip(0) if flipped else torch.eye(taps)
     filters = one_hot.reshape(taps, 1, *kernel).repeat(channels, 1, 1, 1)
-    return _aten.convolution.default(
-        x, filters, None, stride, padding, dilation, False, [0, 0], channels
-    )
+    return _convolve(x, filters, None, stride, padding, dilation, False, [0, 0], channels)
 
 
 def _backward_frozen(
@@ -140,9 +142,7 @@ def _input_gradient_transposed(
         )
         for i in range(2)
     ]
-    return _aten.convolution.default(
-        grad, weight, None, stride, padding, dilation, True, extra, groups
-    )
+    return _convolve(grad, weight, None, stride, padding, dilation, True, extra, groups)
 
 
 def _input_gradient_depthwise(
@@ -155,7 +155,7 @@ def _input_gradient_depthwise(
     groups: int,
 ) -> Tensor:
     spread, pads = _spread(grad, x, weight.shape[2:], stride, padding, dilation)
-    return _aten.convolution.default(
+    return _convolve(
         spread, weight.flip([2, 3]), None, [1, 1], pads, dilation, False, [0, 0], groups
     )
 
@@ -185,12 +185,12 @@ def _spread(
     """
     pads = [dilation[i] * (kernel[i] - 1) - padding[i] for i in range(2)]
     if min(pads) < 0:
-        grad = F.pad(grad, [min(pads[1], 0)] * 2 + [min(pads[0], 0)] * 2)
+        grad = torch.nn.functional.pad(grad, [min(pads[1], 0)] * 2 + [min(pads[0], 0)] * 2)
         pads = [max(pad, 0) for pad in pads]
     if all(step == 1 for step in stride):
         return grad, pads
     n, c, height, width = grad.shape
-    spread = F.pad(
+    spread = torch.nn.functional.pad(
         grad.reshape(n, c, height, 1, width, 1), (0, stride[1] - 1, 0, 0, 0, stride[0] - 1)
     )
     spread = spread.reshape(n, c, height * stride[0], width * stride[1])
@@ -200,7 +200,9 @@ def _spread(
         if missing < 0:
             spread = spread.narrow(2 + i, 0, wanted)
         elif missing > 0:
-            spread = F.pad(spread, (0, 0, 0, missing) if i == 0 else (0, missing))
+            spread = torch.nn.functional.pad(
+                spread, (0, 0, 0, missing) if i == 0 else (0, missing)
+            )
     return spread, pads
 
 

@@ -19,7 +19,7 @@ from pockmobile.targets.xnnpack.support import EMITTERS
 @final
 @dataclass(frozen=True)
 class Delegated:
-    """A module whose delegates are compiled; `constant_bytes` maps the hash of a constant to its size."""
+    """A module whose delegates are compiled; `constant_bytes` is constants' sizes by hash."""
 
     module: nn.Module
     constant_bytes: Mapping[str, int]

@@ -48,8 +48,9 @@ def _clamp(emitter: Emitter, node: fx.Node) -> Operand:
 
 
 def _hardtanh(emitter: Emitter, node: fx.Node) -> Operand:
-    low, high = (*node.args[1:], *(-1.0, 1.0)[len(node.args) - 1 :])
-    return _clamp_to(emitter, node, low, high)  # type: ignore[arg-type]
+    bounds: list[Any] = [*node.args[1:], *(-1.0, 1.0)[len(node.args) - 1 :]]
+    low, high = bounds
+    return _clamp_to(emitter, node, low, high)
 
 
 def _clamp_to(

@@ -95,7 +95,7 @@ class Emitter:
         return Value(self.blob.value(storage), storage, order)
 
     def arranged(self, operand: Operand, order: Order) -> int:
-        """Returns the id of a value whose memory is `operand` in `order`; moves it if needed."""
+        """Returns the id of `operand` lying in `order`; moves memory if it must."""
         if isinstance(operand, Constant):
             return self.blob.constant(operand.tensor.permute(order))
         return self.in_order(operand, order).id

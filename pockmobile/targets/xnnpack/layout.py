@@ -72,7 +72,7 @@ def significant(order: Order, shape: Sequence[int]) -> list[int]:
 
 
 def lies_in(value: Value, order: Order) -> bool:
-    """Whether the memory of `value` is the same in `order` (dimensions of size 1 move freely)."""
+    """Whether the memory of `value` is the same in `order`; axes of size one move freely."""
     return significant(value.order, value.shape) == significant(order, value.shape)
 
 
@@ -112,7 +112,8 @@ def _matching_groups(
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(old) or j < len(new):
-        left, right = [], []
+        left: list[int] = []
+        right: list[int] = []
         a = b = 1
         while True:
             if a <= b and i < len(old) and (a < b or not left):

@@ -5,7 +5,14 @@ from typing import final
 
 from pockmobile.graph import JointGraph
 from pockmobile.graph.rewrite import MODULE_KEY
-from pockmobile.passes import Canonicalize, Decompose, EliminateCommon, FoldConstants, GatherLogSoftmax, Pass
+from pockmobile.passes import (
+    Canonicalize,
+    Decompose,
+    EliminateCommon,
+    FoldConstants,
+    GatherLogSoftmax,
+    Pass,
+)
 from pockmobile.targets.base import LoweredMethod, Outside, Target
 from pockmobile.targets.portable import hash_and_size
 from pockmobile.targets.xnnpack.convolutions import select_convolution
