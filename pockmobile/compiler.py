@@ -244,7 +244,7 @@ def _capture_predict(
 
 
 def resize(value: Any, batch_size: int) -> Any:
-    """Returns tensors with the first rows, repeated if there are too few; other leaves as is."""
+    """Returns the first rows of a tensor, repeated if they are too few; else the leaf."""
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
     repeats = -(-batch_size // value.shape[0])

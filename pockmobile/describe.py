@@ -13,7 +13,7 @@ from pockmobile.graph import JointGraph, Port, Role
 from pockmobile.loss import Loss, TargetRange
 from pockmobile.optim import Optimizer
 from pockmobile.passes import PassRun
-from pockmobile.plan import PLAN_FORMAT, Slice, UpdatePlan
+from pockmobile.plan import PLAN_FORMAT, UpdatePlan
 from pockmobile.targets.base import LoweredMethod
 
 
@@ -92,6 +92,7 @@ def _method(description: Description, method: MethodDescription, planned: int) -
         inputs=tuple(_tensor(port, node.meta["val"], description) for port, node in inputs),
         outputs=tuple(_tensor(port, node.meta["val"], None) for port, node in outputs),
         planned_bytes=planned,
+        workspace_bytes=lowered.workspace_bytes,
         num_partitions=lowered.num_partitions,
         num_operators=lowered.num_delegated + len(lowered.outside),
         num_delegated=lowered.num_delegated,
@@ -122,7 +123,7 @@ def _state(train: JointGraph, plan: UpdatePlan) -> tuple[m.StateEntry, ...]:
             continue
         value = node.meta["val"]
         role: Any = "parameter" if port.role is Role.PARAMETER else port.slot
-        part = _slice(plan.update.get(port.parameter))
+        part = plan.update.get(port.parameter)
         entries.append(
             m.StateEntry(port.name, port.parameter, role, part, _shape(value), _dtype(value))
         )
@@ -140,13 +141,7 @@ def _state_bytes(train: JointGraph) -> int:
 
 
 def _plan(plan: UpdatePlan) -> m.Plan:
-    return m.Plan(
-        PLAN_FORMAT, plan.preset, {name: _slice(part) for name, part in plan.update.items()}
-    )
-
-
-def _slice(part: Slice | None) -> m.Slice | None:
-    return m.Slice(part.dim, part.start, part.stop) if part else None
+    return m.Plan(PLAN_FORMAT, plan.preset, plan.update)
 
 
 def _shape(value: torch.Tensor) -> tuple[int, ...]:

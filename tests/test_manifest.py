@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from pockmobile.artifact.manifest import Manifest, Slice, StateEntry, Tensor
+from pockmobile.artifact.manifest import Manifest, StateEntry, Tensor
 from pockmobile.artifact.report import human_bytes, render
 from pockmobile.errors import ArtifactError
 from tests.tiny_program import tiny_manifest
@@ -151,7 +151,7 @@ def test_report_of_a_sliced_and_delegated_program() -> None:
         10,
     )
     assert "trained: 1 tensor, 32 values\n  w[:, 0:8]  4 x 8  32\n" in report
-    assert "predict  12.3 kB          8     87.5 %           1" in report
+    assert "predict  12.3 kB      678 B          8     87.5 %           1" in report
     assert "weight_decay=0.0, clipped at norm 1" in report
     assert report.endswith("outside the delegate: nothing")
 
@@ -171,10 +171,10 @@ trained: 2 tensors, 18 values
   head.weight  3 x 5  15
   head.bias    3       3
 
-method      planned  operators  delegated  partitions
-train_step  12.3 kB          8      0.0 %           0
-evaluate    12.3 kB          8      0.0 %           0
-predict     12.3 kB          8      0.0 %           0
+method      planned  workspace  operators  delegated  partitions
+train_step  12.3 kB      678 B          8      0.0 %           0
+evaluate    12.3 kB      678 B          8      0.0 %           0
+predict     12.3 kB      678 B          8      0.0 %           0
 
 outside the delegate: 24 operators
   train_step  8 x  aten.mm.default  head  the portable target delegates nothing

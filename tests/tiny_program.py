@@ -20,7 +20,6 @@ from pockmobile.artifact.manifest import (
     OutsideOperator,
     PassRecord,
     Plan,
-    Slice,
     StateEntry,
     Tensor,
     Versions,
@@ -215,4 +214,4 @@ def _method(inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> Method:
     outside = OutsideOperator(
         "aten.mm.default", "head", 8, "the portable target delegates nothing"
     )
-    return Method(inputs, outputs, 12_345, 0, 8, 0, (outside,))
+    return Method(inputs, outputs, 12_345, 678, 0, 8, 0, (outside,))

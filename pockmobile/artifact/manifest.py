@@ -8,6 +8,7 @@ from typing import Final, Literal, Self, TypeAlias
 
 from pockmobile.artifact.codec import decode, encode
 from pockmobile.errors import ArtifactError
+from pockmobile.plan import Slice
 
 FORMAT: Final = 1
 
@@ -80,11 +81,16 @@ class OutsideOperator:
 
 @dataclass(frozen=True)
 class Method:
-    """One method of the program; `num_operators` run on each call, delegated or outside."""
+    """One method of the program; `num_operators` run on each call, delegated or outside.
+
+    The runtime plans `planned_bytes`; delegates need `workspace_bytes` beside them, at least
+    (an estimate: a delegate plans its own memory when it is loaded).
+    """
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     planned_bytes: int
+    workspace_bytes: int
     num_partitions: int
     num_operators: int
     num_delegated: int
@@ -97,15 +103,6 @@ class Method:
     def outputs_of(self, role: Role) -> tuple[Tensor, ...]:
         """Returns the outputs of that role, in order."""
         return tuple(tensor for tensor in self.outputs if tensor.role == role)
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Indices `start` to `stop` (excluded) of dimension `dim`."""
-
-    dim: int
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True)

@@ -84,18 +84,19 @@ def _slice_suffix(entry: StateEntry) -> str:
 
 
 def _methods(manifest: Manifest) -> list[str]:
-    rows = [("method", "planned", "operators", "delegated", "partitions")]
+    rows = [("method", "planned", "workspace", "operators", "delegated", "partitions")]
     rows += [
         (
             name,
             human_bytes(method.planned_bytes),
+            human_bytes(method.workspace_bytes),
             f"{method.num_operators:,}",
             _share(method),
             f"{method.num_partitions:,}",
         )
         for name, method in manifest.methods.items()
     ]
-    return _table(rows, "<>>>>")
+    return _table(rows, "<>>>>>")
 
 
 def _share(method: Method) -> str:

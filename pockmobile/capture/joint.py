@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.autograd.graph import Node as GradientFunction
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.traceback import preserve_node_meta
+from torch.fx.traceback import get_current_meta, preserve_node_meta
 from torch.utils._pytree import tree_leaves
 
 from pockmobile.capture.decompositions import DECOMPOSITIONS
@@ -32,6 +33,27 @@ class _ForwardInterpreter(fx.Interpreter):
         super().__init__(forward.graph)
         self._forward = forward
         self._tensors = tensors
+        self._hooked: set[GradientFunction] = set()
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        self._attribute_backward(result, n.meta.get("nn_module_stack"))
+        return result
+
+    def _attribute_backward(self, result: Any, stack: Any) -> None:
+        """Lets the backward operators of a node be traced as those of the same module."""
+
+        def enter(_: Any) -> None:
+            get_current_meta()["nn_module_stack"] = stack
+
+        pending = [leaf.grad_fn for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        while pending:
+            function = pending.pop()
+            if function is None or function in self._hooked:
+                continue
+            self._hooked.add(function)
+            function.register_prehook(enter)
+            pending.extend(parent for parent, _ in function.next_functions)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:
         return self._tensors[self._forward.tensors[target]]

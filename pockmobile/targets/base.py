@@ -28,6 +28,7 @@ class LoweredMethod:
 
     `num_delegated` counts the operators inside `num_partitions` delegates; `outside` lists
     each of the others. `frozen` maps the hash of each constant to its size in bytes.
+    `workspace_bytes` is what the largest delegate needs beside the runtime's plan.
     """
 
     module: nn.Module
@@ -35,6 +36,7 @@ class LoweredMethod:
     num_delegated: int
     outside: tuple[Outside, ...]
     frozen: Mapping[str, int]
+    workspace_bytes: int = 0
 
 
 class Target(ABC):

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pockmobile.graph import JointGraph
 from pockmobile.graph.joint import constant_value
-from pockmobile.graph.rewrite import MODULE_KEY
 from pockmobile.passes import Decompose, Pass
 from pockmobile.passes.decompose import Decomposition
 from pockmobile.targets.base import LoweredMethod, Outside, Target
@@ -31,11 +30,8 @@ class Portable(Target):
         """Returns the graph itself: nothing is delegated."""
         calls = [node for node in graph.nodes if node.op == "call_function"]
         outside = tuple(
-            Outside(
-                str(node.target),
-                node.meta.get(MODULE_KEY, ""),
-                "the portable target has no delegate",
-            )
+            # Every operator is outside: their modules would make a list that nobody reads.
+            Outside(str(node.target), "", "the portable target has no delegate")
             for node in calls
             if "getitem" not in str(node.target)
         )

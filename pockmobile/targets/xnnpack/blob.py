@@ -32,6 +32,8 @@ from executorch.backends.xnnpack.utils.xnnpack_constants import (
 from executorch.exir._serialize._named_data_store import NamedDataStore
 from torch import Tensor
 
+from pockmobile.targets.xnnpack.layout import product
+
 NO_VALUE: Final[int] = XNN_INVALID_VALUE_ID
 _ALIGNMENT: Final = 64
 
@@ -105,6 +107,28 @@ class BlobBuilder:
         limits = OutputMinMax(*bounds) if bounds else None
         self._graph.xnodes.append(XNode(operator, self.num_nodes, limits))
 
+    def workspace_bytes(self) -> int:
+        """Returns the most bytes that values inside the delegate take at once.
+
+        XNNPACK plans its own workspace when the program is loaded; this is the least that it
+        can be in the order of the nodes, without alignment.
+        """
+        sizes = {
+            tensor.id_out: 4 * product(tensor.dims)
+            for tensor in (value.xvalue_union for value in self._graph.xvalues)
+            if not self.is_external(tensor.id_out)
+        }
+        last = {
+            used: step for step, node in enumerate(self._graph.xnodes) for used in _ids(node)
+        }
+        live: dict[int, int] = {}
+        peak = 0
+        for step, node in enumerate(self._graph.xnodes):
+            live.update({used: sizes[used] for used in _ids(node) if used in sizes})
+            peak = max(peak, sum(live.values()))
+            live = {used: size for used, size in live.items() if last[used] > step}
+        return peak
+
     def serialize(self) -> bytes:
         """Returns the delegate's bytes."""
         return bytes(serialize_xnnpack_binary(self._graph, bytearray()))
@@ -129,3 +153,9 @@ class BlobBuilder:
         tensor = self._graph.xvalues[identifier].xvalue_union
         assert isinstance(tensor, XNNTensorValue)
         return tensor
+
+
+def _ids(node: XNode) -> list[int]:
+    """Returns the ids of the values that a node reads and writes."""
+    fields = vars(node.xnode_union).items()
+    return [value for name, value in fields if name.endswith("_id") and value != NO_VALUE]

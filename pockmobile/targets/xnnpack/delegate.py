@@ -1,5 +1,6 @@
 """Puts compiled delegates into a graph, as calls that ExecuTorch's exporter understands."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -23,6 +24,7 @@ class Delegated:
 
     module: nn.Module
     constant_bytes: Mapping[str, int]
+    workspace_bytes: int
 
 
 @final
@@ -41,30 +43,72 @@ def insert_delegates(
     graph: JointGraph, cut: Partition, constants: Mapping[fx.Node, Tensor]
 ) -> Delegated:
     """Returns the graph's module with each delegate in the place of its operators."""
-    result = fx.Graph()
-    root = nn.Module()
-    memo: dict[fx.Node, fx.Node] = {}
-    constant_bytes: dict[str, int] = {}
-    member = {node: index for index, group in enumerate(cut.delegates) for node in group}
-    pending = _host_order(graph, cut, member)
-    for step in pending:
+    writer = _Writer(constants)
+    for step in _order(graph, cut):
         if isinstance(step, fx.Node):
-            memo[step] = result.node_copy(step, memo.__getitem__)
-            if step.op == "get_attr":
-                root.register_buffer(str(step.target), constants[step])
+            writer.add_host(step)
         else:
-            index = step
-            _insert(result, root, memo, cut.delegates[index], index, constants, constant_bytes)
-    return Delegated(fx.GraphModule(root, result), constant_bytes)
+            writer.add_delegate(cut.delegates[step])
+    return writer.finish()
 
 
-def _host_order(
-    graph: JointGraph, cut: Partition, member: Mapping[fx.Node, int]
-) -> list[fx.Node | int]:
+@final
+class _Writer:
+    """Writes the graph around the delegates."""
+
+    def __init__(self, constants: Mapping[fx.Node, Tensor]) -> None:
+        self._constants = constants
+        self._graph = fx.Graph()
+        self._root = nn.Module()
+        self._memo: dict[fx.Node, fx.Node] = {}
+        self._constant_bytes: dict[str, int] = {}
+        self._workspaces: list[int] = []
+
+    def add_host(self, node: fx.Node) -> None:
+        """Copies a node that the host runs."""
+        self._memo[node] = self._graph.node_copy(node, self._memo.__getitem__)
+        if node.op == "get_attr":
+            self._root.register_buffer(str(node.target), self._constants[node])
+
+    def add_delegate(self, nodes: Sequence[fx.Node]) -> None:
+        """Compiles a delegate and calls it."""
+        inside = set(nodes)
+        parents = dict.fromkeys(parent for node in nodes for parent in node.all_input_nodes)
+        inputs = [p for p in parents if p not in inside and p not in self._constants]
+        outputs = [node for node in nodes if any(user not in inside for user in node.users)]
+        emitter = Emitter(EMITTERS, self._constants)
+        for node in inputs:
+            emitter.add_input(node)
+        for node in nodes:
+            emitter.add(node)
+        for node in outputs:
+            emitter.add_output(node)
+        name = f"delegate_{len(self._workspaces)}"
+        self._root.add_module(name, _lowered(emitter, inputs, outputs))
+        self._workspaces.append(emitter.blob.workspace_bytes())
+        self._constant_bytes.update(emitter.blob.constant_bytes)
+        arguments = (self._graph.get_attr(name), *(self._memo[node] for node in inputs))
+        call = self._graph.call_function(executorch_call_delegate, arguments)
+        for position, node in enumerate(outputs):
+            self._memo[node] = self._graph.call_function(operator.getitem, (call, position))
+
+    def finish(self) -> Delegated:
+        """Returns the module, without the constants that delegates alone read."""
+        module = fx.GraphModule(self._root, self._graph)
+        module.graph.eliminate_dead_code()
+        used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+        for name in [name for name, _ in module.named_buffers() if name not in used]:
+            delattr(module, name)
+        module.recompile()
+        # Delegates run one after the other, in one workspace.
+        return Delegated(module, self._constant_bytes, max(self._workspaces, default=0))
+
+
+def _order(graph: JointGraph, cut: Partition) -> list[fx.Node | int]:
     """Returns host nodes and delegates (by index) in an order that respects all uses."""
+    member = {node: index for index, group in enumerate(cut.delegates) for node in group}
     done: set[fx.Node | int] = set()
     order: list[fx.Node | int] = []
-    waiting: list[fx.Node | int] = [member.get(node, node) for node in graph.nodes]
 
     def needs(step: fx.Node | int) -> set[fx.Node | int]:
         nodes = cut.delegates[step] if isinstance(step, int) else (step,)
@@ -74,7 +118,7 @@ def _host_order(
         return found - {step}
 
     stack: list[fx.Node | int] = []
-    for step in waiting:
+    for step in (member.get(node, node) for node in graph.nodes):
         stack.append(step)
         while stack:
             top = stack[-1]
@@ -87,40 +131,6 @@ def _host_order(
                 done.add(top)
                 order.append(top)
     return order
-
-
-def _insert(
-    result: fx.Graph,
-    root: nn.Module,
-    memo: dict[fx.Node, fx.Node],
-    nodes: Sequence[fx.Node],
-    index: int,
-    constants: Mapping[fx.Node, Tensor],
-    constant_bytes: dict[str, int],
-) -> None:
-    inside = set(nodes)
-    parents = (parent for node in nodes for parent in node.all_input_nodes)
-    inputs = list(dict.fromkeys(p for p in parents if p not in inside and p not in constants))
-    outputs = [node for node in nodes if any(user not in inside for user in node.users)]
-    emitter = Emitter(EMITTERS, constants)
-    for node in inputs:
-        emitter.add_input(node)
-    for node in nodes:
-        emitter.add(node)
-    for node in outputs:
-        emitter.add_output(node)
-    constant_bytes.update(emitter.blob.constant_bytes)
-    name = f"delegate_{index}"
-    root.add_module(name, _lowered(emitter, inputs, outputs))
-    call = result.call_function(
-        executorch_call_delegate, (result.get_attr(name), *(memo[node] for node in inputs))
-    )
-    for position, node in enumerate(outputs):
-        memo[node] = result.call_function(_getitem, (call, position))
-
-
-def _getitem(values: Sequence[Tensor], index: int) -> Tensor:
-    return values[index]
 
 
 def _lowered(

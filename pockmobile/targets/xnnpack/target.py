@@ -57,4 +57,5 @@ class Xnnpack(Target):
             sum(len(group) for group in cut.delegates),
             outside,
             {**frozen, **delegated.constant_bytes},
+            delegated.workspace_bytes,
         )

@@ -9,6 +9,7 @@ from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as sc
 from torch import fx
 
 from pockmobile.graph.rewrite import shape_of
+from pockmobile.targets.xnnpack.blob import NO_VALUE
 from pockmobile.targets.xnnpack.emitter import Emit, Emitter, Operand
 from pockmobile.targets.xnnpack.layout import (
     Order,
@@ -113,7 +114,7 @@ def _join(
     shape = shape_of(node)
     shape[dim] = size
     result = emitter.new(shape, order).id
-    filled = (ids + [0] * 5)[:5]
+    filled = (ids + [NO_VALUE] * 5)[:5]
     fields = {f"input{index + 1}_id": identifier for index, identifier in enumerate(filled)}
     axis = order.index(dim)
     emitter.blob.node(_CONCATENATIONS[len(ids)](axis=axis, output_id=result, flags=0, **fields))
