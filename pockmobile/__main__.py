@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from pockmobile.errors import UsageError
+
 COMMANDS: Final = {
     "export": "turn a PyTorch model into a program that trains",
     "inspect": "show what a program is made of",
@@ -21,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = arguments[0]
     if name not in COMMANDS:
         print(f"error: no command {name!r}: expected {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
+        return UsageError.exit_status
     # Only the chosen command is imported, so that --help answers at once.
     run: Callable[[Sequence[str]], int] = importlib.import_module(f"pockmobile.{name}").main
     return run(arguments[1:])

@@ -6,9 +6,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, final
+from typing import TYPE_CHECKING, Any, Final, final
 
-from pockmobile.errors import PockmobileError, UsageError
+from pockmobile.commands import Parser, positive_integer, positive_number, run
+from pockmobile.errors import UsageError
 from pockmobile.loading.shapes import parse_shape
 
 # torch takes seconds to import: arguments are parsed before, and --help needs none of it.
@@ -36,24 +37,11 @@ _CONSTANTS: Final[Mapping[str, tuple[str, ...]]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    try:
-        _run(_parse(argv))
-    except PockmobileError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    return 0
-
-
-@final
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, like all other errors."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see --help)")
+    return run(lambda: _run(_parse(argv)))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="pockmobile export",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
@@ -97,13 +85,13 @@ def _add_model_options(group: Any) -> None:
     group.add_argument(
         "--batch-size",
         metavar="N",
-        type=_positive,
+        type=positive_integer,
         help="examples in a training step (default: the examples' own, or 8)",
     )
     group.add_argument(
         "--predict-batch-size",
         metavar="N",
-        type=_positive,
+        type=positive_integer,
         default=1,
         help="examples in a prediction (default: 1)",
     )
@@ -146,24 +134,8 @@ def _add_optimizer_options(group: Any) -> None:
     )
     group.add_argument("--eps", metavar="X", type=float, help="adamw's (default: 1e-8)")
     group.add_argument(
-        "--clip-norm", metavar="X", type=_positive_number, help="largest norm of all gradients"
+        "--clip-norm", metavar="X", type=positive_number, help="largest norm of all gradients"
     )
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, found {text!r}")
-    return int(text)
-
-
-def _positive_number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
-    return number
 
 
 def _betas(text: str) -> tuple[float, float]:

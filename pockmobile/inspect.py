@@ -3,45 +3,41 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from pockmobile.artifact.program import check_program
-from pockmobile.errors import PockmobileError
+from pockmobile.commands import Parser, run
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Prints the report, or the manifest's JSON; returns the exit status."""
-    options = _parser().parse_args(arguments)
-    try:
-        output = _describe(options.program, as_json=options.json)
-    except PockmobileError as error:
-        print(f"pockmobile.inspect: {error}", file=sys.stderr)
-        return error.exit_status
-    print(output)
-    return 0
+    return run(lambda: _run(_parser().parse_args(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pockmobile.inspect", description="Says what a program is and trains."
+    parser = Parser(
+        prog="pockmobile inspect",
+        description="Say what a program is and trains.",
+        allow_abbrev=False,
     )
     parser.add_argument(
-        "program", metavar="model.pte", help="a program that pockmobile exported"
+        "program", metavar="PROGRAM", type=Path, help="a .pte that pockmobile exported"
     )
     parser.add_argument("--json", action="store_true", help="print the raw manifest instead")
     return parser
 
 
-def _describe(path: str, *, as_json: bool) -> str:
-    check_program(
-        path
-    )  # before the runtime, seconds to import, is needed to say that it is bad
+def _run(options: argparse.Namespace) -> None:
+    # Before the runtime, seconds to import, is needed to say that the file is bad.
+    check_program(options.program)
     from pockmobile.artifact.report import render
     from pockmobile.session.program import LoadedProgram
 
-    program = LoadedProgram(path)
-    if as_json:
-        return program.manifest.to_json()
-    return render(program.manifest, program.num_bytes)
+    program = LoadedProgram(options.program)
+    if options.json:
+        print(program.manifest.to_json())
+    else:
+        print(render(program.manifest, program.num_bytes))
 
 
 if __name__ == "__main__":

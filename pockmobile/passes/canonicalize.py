@@ -19,7 +19,7 @@ from pockmobile.graph.rewrite import (
     shape_of,
     value_of,
 )
-from pockmobile.passes.base import Pass, finish
+from pockmobile.passes.base import Numerics, Pass, finish
 
 _aten = torch.ops.aten
 
@@ -34,6 +34,8 @@ class Canonicalize(Pass):
     """
 
     name = "canonicalize"
+    # Kernels add in another order where memory lies in another order.
+    numerics = Numerics.CLOSE
 
     def apply(self, graph: JointGraph) -> JointGraph:
         """Returns the graph in the dialect that all other passes expect."""

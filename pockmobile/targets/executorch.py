@@ -1,18 +1,19 @@
 """From lowered methods to one `.pte`: everything that touches ExecuTorch's exporter."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from typing import final
 
 import torch
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
 from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.program._program import ExecutorchProgramManager
+from executorch.exir.schema import Operator
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from pockmobile.errors import UnsupportedOperatorError
 from pockmobile.graph import JointGraph
 from pockmobile.targets.base import LoweredMethod
+from pockmobile.targets.kernels import check_kernels, check_limits, explain_failure
 
 
 @final
@@ -50,8 +51,10 @@ def lower_program(
             returns what the method `manifest` says.
 
     Raises:
-        UnsupportedOperatorError: an operator that the runtime does not have.
+        UnsupportedOperatorError: an operator that the runtime does not have, and the module
+            that it came from.
     """
+    check_limits(methods)
     exported = {
         name: _export(lowered.module, graph) for name, (graph, lowered) in methods.items()
     }
@@ -63,12 +66,12 @@ def lower_program(
     edge_config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
     try:
         manager = to_edge(exported, compile_config=edge_config).to_executorch(config)
-    except RuntimeError as error:
-        raise _unsupported(error, [graph for graph, _ in methods.values()]) from error
-    planned = {
-        plan.name: sum(plan.non_const_buffer_sizes)
-        for plan in manager.executorch_program.execution_plan
-    }
+    # Whatever it stumbles upon: RuntimeError, AttributeError, AssertionError and others.
+    except Exception as error:
+        raise explain_failure(methods, error) from error
+    plans = manager.executorch_program.execution_plan
+    check_kernels(methods, {_name(op) for plan in plans for op in plan.operators})
+    planned = {plan.name: sum(plan.non_const_buffer_sizes) for plan in plans}
     manifest = write_manifest(planned)
     # The manifest tells the bytes planned, so the program is emitted once more with it.
     final_manager = ExecutorchProgramManager(
@@ -86,20 +89,6 @@ def _export(module: nn.Module, graph: JointGraph) -> ExportedProgram:
         return torch.export.export(module, example, strict=False)
 
 
-def _unsupported(error: RuntimeError, graphs: Sequence[JointGraph]) -> Exception:
-    """Names the operator that the runtime lacks, and the module that it came from."""
-    text = str(error)
-    for graph in graphs:
-        for node in graph.nodes:
-            short = str(node.target).rpartition(".")[0]
-            if (
-                node.op == "call_function"
-                and short.startswith("aten.")
-                and short.replace(".", "::") in text
-            ):
-                where: Any = node.meta.get("module") or "the loss or the optimizer"
-                return UnsupportedOperatorError(
-                    f"the runtime has no kernel for {node.target}, which came from {where}; "
-                    f"replace that layer, or freeze what is before it"
-                )
-    return error
+def _name(operator: Operator) -> str:
+    """The name by which kernels are registered: `aten::add.out`."""
+    return f"{operator.name}.{operator.overload}" if operator.overload else operator.name

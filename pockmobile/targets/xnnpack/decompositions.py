@@ -90,11 +90,24 @@ def _gelu(x: Tensor, approximate: str = "none") -> Any:
     return x * 0.5 * (inner.tanh() + 1.0)
 
 
-def _scaled(operator: Any) -> Decomposition:
+def _binary(operator: Any) -> Decomposition:
+    """Gives a number without dimensions one, and writes `alpha` as a product."""
+
     def decompose(left: Any, right: Any, *, alpha: float = 1.0) -> Any:
-        return NotImplemented if alpha == 1.0 else operator(left, right * alpha)
+        rank = max(x.dim() for x in (left, right) if isinstance(x, Tensor))
+        wide = [
+            x.reshape(1) if rank and isinstance(x, Tensor) and x.dim() == 0 else x
+            for x in (left, right)
+        ]
+        if alpha == 1.0 and wide[0] is left and wide[1] is right:
+            return NotImplemented
+        return operator(wide[0], wide[1] if alpha == 1.0 else wide[1] * alpha)
 
     return decompose
+
+
+def _expand(x: Tensor, shape: list[int], **_: Any) -> Any:
+    return x.reshape([1] * len(shape)).expand(shape) if shape and x.dim() == 0 else NotImplemented
 
 
 _TABLE: Final[Mapping[Any, Decomposition]] = {
@@ -108,6 +121,9 @@ _TABLE: Final[Mapping[Any, Decomposition]] = {
     _aten.mean.default: _mean,
     _aten.pow.Tensor_Scalar: _pow,
     _aten.gelu.default: _gelu,
-    _aten.add.Tensor: _scaled(torch.add),
-    _aten.sub.Tensor: _scaled(torch.sub),
+    _aten.add.Tensor: _binary(torch.add),
+    _aten.sub.Tensor: _binary(torch.sub),
+    _aten.mul.Tensor: _binary(torch.mul),
+    _aten.div.Tensor: _binary(torch.div),
+    _aten.expand_copy.default: _expand,
 }

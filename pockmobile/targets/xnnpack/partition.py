@@ -24,6 +24,7 @@ _FREE: Final = (
     _aten.expand_copy.default,
     _aten.slice_copy.Tensor,
 )
+_TOO_FEW: Final = "too few operators around it for a delegate"
 _MIN_OPERATORS: Final = 4
 """A delegate with fewer operators costs more at its border than it saves."""
 
@@ -76,13 +77,38 @@ def partition(graph: JointGraph, constants: Mapping[fx.Node, Tensor]) -> Partiti
         for reason in [refusal(node, constants)]
         if reason
     }
+    for node in _small_preludes(graph, constants, refusals):
+        refusals[node] = _TOO_FEW
     while True:
         groups = _groups(graph, constants, refusals)
         small = [group for group in groups if _is_small(group)]
         if not small:
             return Partition(tuple(tuple(group) for group in groups), refusals)
         for node in (node for group in small for node in group):
-            refusals[node] = "too few operators around it for a delegate"
+            refusals[node] = _TOO_FEW
+
+
+def _small_preludes(
+    graph: JointGraph, constants: Mapping[fx.Node, Tensor], refusals: Mapping[fx.Node, str]
+) -> set[fx.Node]:
+    """Returns operators that only prepare a host operator, and are too few for a delegate.
+
+    Left to a delegate, a view of the labels would put the whole backward pass, which needs
+    the host's one-hot labels, into a later delegate than the forward pass.
+    """
+    before: dict[fx.Node, frozenset[fx.Node]] = {}
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op != "call_function" or node in constants:
+            continue
+        joined = frozenset[fx.Node]().union(*(before.get(p, ()) for p in node.all_input_nodes))
+        if node in refusals:
+            found |= joined if len(joined) < _MIN_OPERATORS else set()
+            before[node] = frozenset()
+        else:
+            # Larger sets are never small again: stop counting.
+            before[node] = joined if len(joined) >= _MIN_OPERATORS else joined | {node}
+    return found
 
 
 def _is_small(group: list[fx.Node]) -> bool:

@@ -1,0 +1,127 @@
+"""What the stock runtime cannot run, found before a program is written.
+
+The exporter writes any operator that torch has; the runtime refuses it on the phone. Python's
+runtime is built of the same kernels (portable, optimised, quantised) as the published Android
+and iOS ones, so it is asked.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Final
+
+import torch
+from executorch.extension.pybindings import portable_lib
+from torch import fx
+
+from pockmobile.errors import UnsupportedOperatorError
+from pockmobile.graph import JointGraph
+from pockmobile.graph.rewrite import MODULE_KEY, shape_of
+from pockmobile.targets.base import LoweredMethod, Outside
+
+_aten = torch.ops.aten
+
+Methods = Mapping[str, tuple[JointGraph, LoweredMethod]]
+
+
+def check_kernels(methods: Methods, written: Iterable[str]) -> None:
+    """Checks that the runtime has the operators that were `written`, like `aten::add.out`.
+
+    Raises:
+        UnsupportedOperatorError: naming those it lacks, and the modules they came from.
+    """
+    missing = set(written).difference(portable_lib._get_operator_names())
+    if missing:
+        raise _unsupported(methods, {_base(name) for name in missing})
+
+
+def explain_failure(methods: Methods, error: Exception) -> Exception:
+    """Returns what to raise when the exporter fails: `error`, unless an operator explains it."""
+    known = {_base(name) for name in portable_lib._get_operator_names()}
+    found = {_base(item.operator) for item in _outside(methods)}
+    # The exporter itself writes views as copies.
+    missing = {name for name in found if not known & {name, f"{name}_copy"}}
+    return _unsupported(methods, missing) if missing else error
+
+
+def check_limits(methods: Methods) -> None:
+    """Checks the operators whose kernels take less than torch's, which only running tells.
+
+    Raises:
+        UnsupportedOperatorError: naming the operator, the module and the limit.
+    """
+    for graph, lowered in methods.values():
+        outside = {(item.operator, item.module) for item in lowered.outside}
+        for node in graph.nodes:
+            limit = _LIMITS.get(node.target)
+            module = node.meta.get(MODULE_KEY, "")
+            if limit is None or (str(node.target), module) not in outside:
+                continue
+            reason = limit(node)
+            if reason:
+                raise UnsupportedOperatorError(
+                    f"the runtime's {node.target} {reason}, found in {_place(module)}; "
+                    f"{_remedy(methods, [str(node.target)])}"
+                )
+
+
+def _unsupported(methods: Methods, missing: Collection[str]) -> UnsupportedOperatorError:
+    """Returns the error; `missing` are names without overload, like `aten::sort`."""
+    culprits = {
+        item.operator: item.module
+        for item in reversed(_outside(methods))
+        if _base(item.operator) in missing
+    }
+    if not culprits:
+        return UnsupportedOperatorError(
+            f"the runtime has no kernel for {', '.join(sorted(missing))}; replace the layer "
+            f"that needs it"
+        )
+    named = ", ".join(
+        f"{operator} (from {_place(module)})" for operator, module in sorted(culprits.items())
+    )
+    return UnsupportedOperatorError(
+        f"the runtime has no kernel for {named}; {_remedy(methods, culprits)}"
+    )
+
+
+def _remedy(methods: Methods, operators: Collection[str]) -> str:
+    _, predict = methods["predict"]
+    if any(item.operator in operators for item in predict.outside):
+        return "replace that layer"
+    return "replace that layer, or train only what comes after it (plan head or last:N)"
+
+
+def _place(module: str) -> str:
+    return module or "the model's own forward(), the loss or the optimizer"
+
+
+def _outside(methods: Methods) -> Sequence[Outside]:
+    return [item for _, lowered in methods.values() for item in lowered.outside]
+
+
+def _base(operator: str) -> str:
+    """`aten.sort.default` or `aten::sort.values` -> `aten::sort`."""
+    namespace, _, name = operator.replace("::", ".").partition(".")
+    return f"{namespace}::{name.partition('.')[0]}"
+
+
+def _convolution(node: fx.Node) -> str | None:
+    assert isinstance(node.args[0], fx.Node)
+    num_dims = len(shape_of(node.args[0])) - 2
+    return f"takes 1 or 2 dimensions, not {num_dims}" if num_dims > 2 else None
+
+
+def _convolution_backward(node: fx.Node) -> str | None:
+    return "takes no transposed convolution" if node.args[7] else _convolution(node)
+
+
+def _pad(node: fx.Node) -> str | None:
+    pads = node.args[1]
+    assert isinstance(pads, Sequence)
+    return f"cannot crop (pads {list(pads)})" if min(pads, default=0) < 0 else None  # type: ignore
+
+
+_LIMITS: Final[Mapping[object, Callable[[fx.Node], str | None]]] = {
+    _aten.convolution.default: _convolution,
+    _aten.convolution_backward.default: _convolution_backward,
+    _aten.constant_pad_nd.default: _pad,
+}
