@@ -68,7 +68,8 @@ def lower_program(
         manager = to_edge(exported, compile_config=edge_config).to_executorch(config)
     # Whatever it stumbles upon: RuntimeError, AttributeError, AssertionError and others.
     except Exception as error:
-        raise explain_failure(methods, error) from error
+        explain_failure(methods, error)
+        raise
     plans = manager.executorch_program.execution_plan
     check_kernels(methods, {_name(op) for plan in plans for op in plan.operators})
     planned = {plan.name: sum(plan.non_const_buffer_sizes) for plan in plans}

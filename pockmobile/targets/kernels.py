@@ -33,13 +33,18 @@ def check_kernels(methods: Methods, written: Iterable[str]) -> None:
         raise _unsupported(methods, {_base(name) for name in missing})
 
 
-def explain_failure(methods: Methods, error: Exception) -> Exception:
-    """Returns what to raise when the exporter fails: `error`, unless an operator explains it."""
+def explain_failure(methods: Methods, error: Exception) -> None:
+    """Explains why the exporter failed, if it was for an operator that the runtime lacks.
+
+    Raises:
+        UnsupportedOperatorError: naming those operators, and the modules they came from.
+    """
     known = {_base(name) for name in portable_lib._get_operator_names()}
     found = {_base(item.operator) for item in _outside(methods)}
     # The exporter itself writes views as copies.
     missing = {name for name in found if not known & {name, f"{name}_copy"}}
-    return _unsupported(methods, missing) if missing else error
+    if missing:
+        raise _unsupported(methods, missing) from error
 
 
 def check_limits(methods: Methods) -> None:

@@ -6,7 +6,9 @@ channel c and tap k become channel c*K + k, the order of the weight itself), and
 a matrix product, or a weighted sum over taps where the convolution is depthwise.
 """
 
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeAlias, final
 
 import torch
 from torch import Tensor, fx
@@ -15,12 +17,14 @@ from pockmobile.graph.rewrite import shape_of
 from pockmobile.passes.decompose import Decomposition
 
 _aten = torch.ops.aten
+_Pair: TypeAlias = tuple[int, int] | list[int]
 
 
 def select_convolution(node: fx.Node) -> Decomposition | None:
     """Returns the decomposition of a convolution or of its backward operator."""
-    if node.target is _aten.convolution_backward.default and len(shape_of(node.args[1])) == 4:  # type: ignore
-        return _backward_frozen if _is_constant(node.args[2]) else _backward_trained
+    if node.target is _aten.convolution_backward.default:
+        is_planar = len(shape_of(node.args[1])) == 4  # type: ignore[arg-type]
+        return _backward(is_frozen=_is_constant(node.args[2])) if is_planar else None
     if node.target is not _aten.convolution.default or len(shape_of(node)) != 4:
         return None
     if not _is_constant(node.args[1]):
@@ -35,29 +39,52 @@ def _is_constant(node: Any) -> bool:
     return node is None or node.op == "get_attr"
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
-    result: Tensor = _aten.convolution.default(x, weight, bias, *geometry)
-    return result
+_VIEWS: Final = (_aten.view_copy.default, _aten.permute_copy.default, _aten.flip.default)
 
 
-_VIEWS: Final = (
-    _aten.view_copy.default,
-    _aten.permute_copy.default,
-    _aten.flip.default,
-)
+@final
+@dataclass(frozen=True)
+class _Geometry:
+    """How a 2-D convolution slides over its input."""
+
+    stride: _Pair
+    padding: _Pair
+    dilation: _Pair
+    groups: int
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether windows of one tap are the pixels themselves."""
+        return not any(self.padding) and all(step == 1 for step in self.stride)
+
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Returns the convolution."""
+        result: Tensor = _aten.convolution.default(
+            x,
+            weight,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            False,
+            [0, 0],
+            self.groups,
+        )
+        return result
 
 
 def _separate_bias(x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
-    return _convolve(x, weight, None, *rest) + bias.reshape(1, -1, 1, 1)
+    result: Tensor = _aten.convolution.default(x, weight, None, *rest)
+    return result + bias.reshape(1, -1, 1, 1)
 
 
 def _forward_trained(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
-    transposed: bool, extra: Any, groups: int,
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: _Pair, padding: _Pair,
+    dilation: _Pair, transposed: bool, extra: _Pair, groups: int,
 ) -> Any:  # fmt: skip
     if transposed:
         return NotImplemented
-    windows = _unfold(x, weight.shape[2:], stride, padding, dilation)
+    windows = _unfold(x, weight.shape[2:], _Geometry(stride, padding, dilation, groups))
     result = _apply(windows, weight, groups)
     return result if bias is None else result + bias.reshape(1, -1, 1, 1)
 
@@ -79,120 +106,94 @@ def _apply(windows: Tensor, weight: Tensor, groups: int) -> Tensor:
 
 
 def _unfold(
-    x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, *, flipped: bool = False
+    x: Tensor, kernel: Sequence[int], geometry: _Geometry, *, flipped: bool = False
 ) -> Tensor:
     """Gathers windows: [n, c, h, w] to [n, c*K, out_h, out_w]; `flipped` reverses the taps."""
     taps = int(kernel[0]) * int(kernel[1])
-    if taps == 1 and not any(padding) and all(step == 1 for step in stride):
+    if taps == 1 and geometry.is_pointwise:
         return x
     channels = x.shape[1]
     one_hot = torch.eye(taps).flip(0) if flipped else torch.eye(taps)
     filters = one_hot.reshape(taps, 1, *kernel).repeat(channels, 1, 1, 1)
-    return _convolve(x, filters, None, stride, padding, dilation, False, [0, 0], channels)
+    return replace(geometry, groups=channels).convolve(x, filters)
 
 
-def _backward_frozen(
-    grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, stride: Any, padding: Any,
-    dilation: Any, transposed: bool, extra: Any, groups: int, mask: Any,
-) -> Any:  # fmt: skip
-    if transposed:
-        return NotImplemented
-    grad_x = None
-    if mask[0]:
-        geometry = (stride, padding, dilation, groups)
-        if groups == weight.shape[0] and weight.shape[1] == 1:
-            grad_x = _input_gradient_depthwise(grad, x, weight, *geometry)
-        else:
-            grad_x = _input_gradient_transposed(grad, x, weight, *geometry)
-    return grad_x, *_parameter_gradients(
-        grad, x, weight, stride, padding, dilation, groups, mask
-    )
+def _backward(*, is_frozen: bool) -> Decomposition:
+    """Returns the decomposition of `convolution_backward`, whose weight is frozen or not."""
+
+    def decompose(
+        grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, stride: _Pair, padding: _Pair,
+        dilation: _Pair, transposed: bool, extra: _Pair, groups: int, mask: Sequence[bool],
+    ) -> Any:  # fmt: skip
+        if transposed:
+            return NotImplemented
+        geometry = _Geometry(stride, padding, dilation, groups)
+        compute = _input_gradient(weight, groups, is_frozen=is_frozen)
+        grad_x = compute(grad, x, weight, geometry) if mask[0] else None
+        grad_weight = _weight_gradient(grad, x, weight, geometry) if mask[1] else None
+        return grad_x, grad_weight, grad.sum([0, 2, 3]) if mask[2] else None
+
+    return decompose
 
 
-def _backward_trained(
-    grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, stride: Any, padding: Any,
-    dilation: Any, transposed: bool, extra: Any, groups: int, mask: Any,
-) -> Any:  # fmt: skip
-    if transposed:
-        return NotImplemented
-    grad_x = None
-    if mask[0]:
-        grad_x = _input_gradient_trained(grad, x, weight, stride, padding, dilation, groups)
-    return grad_x, *_parameter_gradients(
-        grad, x, weight, stride, padding, dilation, groups, mask
-    )
+def _input_gradient(
+    weight: Tensor, groups: int, *, is_frozen: bool
+) -> Callable[[Tensor, Tensor, Tensor, _Geometry], Tensor]:
+    """Returns how the input's gradient is best computed."""
+    if not is_frozen:
+        return _by_windows
+    is_depthwise = groups == weight.shape[0] and weight.shape[1] == 1
+    return _by_flipped_filters if is_depthwise else _by_transposed_convolution
 
 
-def _input_gradient_transposed(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
+def _by_transposed_convolution(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry
 ) -> Tensor:
-    extra = [
-        x.shape[2 + i]
-        - (
-            (grad.shape[2 + i] - 1) * stride[i]
-            - 2 * padding[i]
-            + dilation[i] * (weight.shape[2 + i] - 1)
-            + 1
-        )
-        for i in range(2)
-    ]
-    return _convolve(grad, weight, None, stride, padding, dilation, True, extra, groups)
-
-
-def _input_gradient_depthwise(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
-) -> Tensor:
-    spread, pads = _spread(grad, x, weight.shape[2:], stride, padding, dilation)
-    return _convolve(
-        spread, weight.flip([2, 3]), None, [1, 1], pads, dilation, False, [0, 0], groups
+    stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
+    extra = []
+    for i in range(2):
+        span = dilation[i] * (weight.shape[2 + i] - 1) + 1
+        reached = (grad.shape[2 + i] - 1) * stride[i] - 2 * padding[i] + span
+        extra.append(x.shape[2 + i] - reached)
+    result: Tensor = _aten.convolution.default(
+        grad, weight, None, stride, padding, dilation, True, extra, geometry.groups
     )
+    return result
 
 
-def _input_gradient_trained(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
-) -> Tensor:
+def _by_flipped_filters(grad: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
+    spread, dense = _spread(grad, x, weight.shape[2:], geometry)
+    return dense.convolve(spread, weight.flip([2, 3]))
+
+
+def _by_windows(grad: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
     outputs, inner, *kernel = weight.shape
-    spread, pads = _spread(grad, x, kernel, stride, padding, dilation)
-    windows = _unfold(spread, kernel, [1, 1], pads, dilation, flipped=True)
+    groups = geometry.groups
+    spread, dense = _spread(grad, x, kernel, geometry)
+    windows = _unfold(spread, kernel, dense, flipped=True)
     by_group = weight.reshape(groups, outputs // groups, inner, *kernel).transpose(1, 2)
-    return _apply(windows, by_group.reshape(groups * inner, outputs // groups, *kernel), groups)
+    turned = by_group.reshape(groups * inner, outputs // groups, *kernel)
+    return _apply(windows, turned, groups)
 
 
 def _spread(
-    grad: Tensor, x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any
-) -> tuple[Tensor, list[int]]:
+    grad: Tensor, x: Tensor, kernel: Sequence[int], geometry: _Geometry
+) -> tuple[Tensor, _Geometry]:
     """Puts zeros between the elements of a strided convolution's gradient.
 
-    Returns it with the padding under which a convolution of stride one gives x's shape.
+    Returns it with the convolution of stride one that takes it to the shape of x.
     """
-    pads = [dilation[i] * (kernel[i] - 1) - padding[i] for i in range(2)]
+    stride, dilation = geometry.stride, geometry.dilation
+    pads = [dilation[i] * (kernel[i] - 1) - geometry.padding[i] for i in range(2)]
     if min(pads) < 0:
-        grad = torch.nn.functional.pad(grad, [min(pads[1], 0)] * 2 + [min(pads[0], 0)] * 2)
+        grad = _pad(grad, [min(pads[1], 0)] * 2 + [min(pads[0], 0)] * 2)
         pads = [max(pad, 0) for pad in pads]
+    dense = _Geometry([1, 1], pads, dilation, geometry.groups)
     if all(step == 1 for step in stride):
-        return grad, pads
+        return grad, dense
     n, c, height, width = grad.shape
-    spread = torch.nn.functional.pad(
-        grad.reshape(n, c, height, 1, width, 1), (0, stride[1] - 1, 0, 0, 0, stride[0] - 1)
-    )
+    between = (0, stride[1] - 1, 0, 0, 0, stride[0] - 1)
+    spread = _pad(grad.reshape(n, c, height, 1, width, 1), between)
     spread = spread.reshape(n, c, height * stride[0], width * stride[1])
     for i in range(2):
         wanted = x.shape[2 + i] + dilation[i] * (kernel[i] - 1) - 2 * pads[i]
@@ -200,31 +201,25 @@ def _spread(
         if missing < 0:
             spread = spread.narrow(2 + i, 0, wanted)
         elif missing > 0:
-            spread = torch.nn.functional.pad(
-                spread, (0, 0, 0, missing) if i == 0 else (0, missing)
-            )
-    return spread, pads
+            spread = _pad(spread, (0, 0, 0, missing) if i == 0 else (0, missing))
+    return spread, dense
 
 
-def _parameter_gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any,
-    groups: int, mask: Any,
-) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    grad_weight = None
-    if mask[1]:
-        windows = _unfold(x, weight.shape[2:], stride, padding, dilation)
-        grad_weight = _weight_gradient(grad, windows, groups).reshape(weight.shape)
-    return grad_weight, grad.sum([0, 2, 3]) if mask[2] else None
+def _pad(x: Tensor, widths: Sequence[int]) -> Tensor:
+    return torch.nn.functional.pad(x, list(widths))
 
 
-def _weight_gradient(grad: Tensor, windows: Tensor, groups: int) -> Tensor:
-    outputs, width = grad.shape[1], windows.shape[1]
+def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
+    windows = _unfold(x, weight.shape[2:], geometry)
+    outputs, width, groups = grad.shape[1], windows.shape[1], geometry.groups
     errors = grad.permute(0, 2, 3, 1).reshape(-1, outputs)
     rows = windows.permute(0, 2, 3, 1).reshape(-1, width)
     if groups == 1:
-        return errors.t() @ rows
+        return (errors.t() @ rows).reshape(weight.shape)
+    by_group = rows.reshape(-1, groups, width // groups)
     if outputs == groups:
-        inner = width // groups
-        return (rows.reshape(-1, groups, inner) * errors.reshape(-1, groups, 1)).sum(0)
-    by_group = errors.reshape(-1, groups, outputs // groups).permute(1, 2, 0)
-    return torch.bmm(by_group, rows.reshape(-1, groups, width // groups).permute(1, 0, 2))
+        result = (by_group * errors.reshape(-1, groups, 1)).sum(0)
+    else:
+        split = errors.reshape(-1, groups, outputs // groups).permute(1, 2, 0)
+        result = torch.bmm(split, by_group.permute(1, 0, 2))
+    return result.reshape(weight.shape)

@@ -107,7 +107,9 @@ def _binary(operator: Any) -> Decomposition:
 
 
 def _expand(x: Tensor, shape: list[int], **_: Any) -> Any:
-    return x.reshape([1] * len(shape)).expand(shape) if shape and x.dim() == 0 else NotImplemented
+    return (
+        x.reshape([1] * len(shape)).expand(shape) if shape and x.dim() == 0 else NotImplemented
+    )
 
 
 _TABLE: Final[Mapping[Any, Decomposition]] = {
