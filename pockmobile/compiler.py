@@ -22,6 +22,7 @@ from pockmobile.capture import (
     export_forward,
     index_limits,
     model_output,
+    with_adapters,
 )
 from pockmobile.describe import Description, MethodDescription, describe
 from pockmobile.errors import ModelError
@@ -78,8 +79,8 @@ def compile(
         example_kwargs: keyword inputs, if any.
         loss: `cross_entropy`, `next_token`, `mse`, `bce`, or a function (output, *targets)
             that returns one number.
-        plan: a preset (`full`, `head`, `bias`, `last:N`, `sparse:B:W`), the path of a plan
-            file, or a plan.
+        plan: a preset (`full`, `head`, `bias`, `last:N`, `sparse:B:W`, `lora:R`), the path
+            of a plan file, or a plan.
         optimizer: `SGD` (the default), `Momentum`, `AdamW` or `Lion`; the learning rate is
             an input of each step.
         clip_norm: the joint norm to which gradients are clipped, if any.
@@ -96,15 +97,18 @@ def compile(
     chosen_loss = resolve_loss(loss)
     chosen_target = resolve_target(target)
     progress("export the forward pass")
-    forward = export_forward(model, example_args, example_kwargs)
+    plain = export_forward(model, example_args, example_kwargs)
+    resolved = resolve_plan(plan, describe_layers(plain))
+    forward = with_adapters(plain, resolved.adapters)
     output = model_output(forward, forward.inputs)
     targets = _named_targets(example_targets, chosen_loss, output)
     progress("capture the joint graph")
     joint = capture_joint(forward, forward.inputs, targets, chosen_loss)
     progress("capture predict")
-    predict = _capture_predict(model, forward, example_args, example_kwargs, predict_batch_size)
+    small = _resized(model, forward, example_args, example_kwargs, predict_batch_size)
+    predict = capture_predict(small, small.inputs)
     recipe = _Recipe(
-        plan=_resolve(plan, forward, joint),
+        plan=_checked(resolved, forward, joint),
         optimizer=optimizer or SGD(),
         clip_norm=clip_norm,
         target=chosen_target,
@@ -209,7 +213,7 @@ def _shared(target: Target) -> list[p.Pass]:
     ]
 
 
-def _resolve(plan: str | Path | UpdatePlan, forward: Forward, joint: JointGraph) -> UpdatePlan:
+def _checked(plan: UpdatePlan, forward: Forward, joint: JointGraph) -> UpdatePlan:
     """Returns the plan, checked; a preset leaves out what does not influence the loss."""
     grads = joint.output_nodes(Role.GRADIENT)
     shapes = {
@@ -217,30 +221,30 @@ def _resolve(plan: str | Path | UpdatePlan, forward: Forward, joint: JointGraph)
         for name, value in forward.parameters.items()
         if f"grad.{name}" in grads
     }
-    resolved = resolve_plan(plan, describe_layers(forward))
-    if resolved.preset is not None and not isinstance(plan, UpdatePlan):
-        update = {name: part for name, part in resolved.update.items() if name in shapes}
-        resolved = replace(resolved, update=update)
-    check_plan(resolved, shapes)
-    return resolved
+    if plan.preset is not None:
+        known = {name: part for name, part in plan.update.items() if name in shapes}
+        plan = replace(plan, update=known)
+    check_plan(plan, shapes)
+    return plan
 
 
-def _capture_predict(
+def _resized(
     model: nn.Module | ExportedProgram,
     forward: Forward,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None,
     batch_size: int,
-) -> JointGraph:
+) -> Forward:
+    """Returns the forward pass for another batch; an archive of static shapes keeps its own."""
     if isinstance(model, ExportedProgram):
         if not forward.has_dynamic_batch:
-            return capture_predict(forward, forward.inputs)
+            return forward
         inputs = {name: resize(value, batch_size) for name, value in forward.inputs.items()}
-        return capture_predict(forward, inputs)
+        return replace(forward, inputs=inputs)
     small_args = tuple(resize(leaf, batch_size) for leaf in args)
     small_kwargs = {name: resize(leaf, batch_size) for name, leaf in (kwargs or {}).items()}
     small = export_forward(model, small_args, small_kwargs)
-    return capture_predict(small, small.inputs)
+    return with_adapters(small, forward.adapters)
 
 
 def resize(value: Any, batch_size: int) -> Any:

@@ -68,7 +68,7 @@ def describe(description: Description, planned: Mapping[str, int]) -> m.Manifest
             for name, method in description.methods.items()
         },
         state=state,
-        plan=m.Plan(PLAN_FORMAT, description.plan.preset, description.plan.update),
+        plan=_plan(description.plan),
         optimizer=description.optimizer.constants(),
         clip_norm=description.clip_norm,
         loss=description.loss.name,
@@ -138,6 +138,10 @@ def _state_bytes(train: JointGraph) -> int:
         if port.role in (Role.PARAMETER, Role.OPTIMIZER)
     ]
     return sum(value.numel() * value.element_size() for value in values)
+
+
+def _plan(plan: UpdatePlan) -> m.Plan:
+    return m.Plan(PLAN_FORMAT, plan.preset, plan.update, plan.adapters)
 
 
 def _shape(value: torch.Tensor) -> tuple[int, ...]:

@@ -106,7 +106,7 @@ def _add_training_options(group: Any) -> None:
     group.add_argument(
         "--plan",
         default="full",
-        help="what is trained: full, head, bias, last:N, sparse:B:W or a plan file (.json) "
+        help="what is trained: full, head, bias, last:N, sparse:B:W, lora:R or a plan file "
         "(default: full)",
     )
     group.add_argument(

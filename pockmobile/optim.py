@@ -107,6 +107,7 @@ class AdamW(Optimizer):
         """Checks the constants."""
         _check("betas[0]", self.betas[0], 0.0, 1.0)
         _check("betas[1]", self.betas[1], 0.0, 1.0)
+        _check("eps", self.eps, 0.0, float("inf"))
         _check("weight_decay", self.weight_decay, 0.0, float("inf"))
 
     def update(
@@ -161,7 +162,12 @@ def clip_by_global_norm(grads: Sequence[Tensor], max_norm: float) -> list[Tensor
     """Scales gradients so that their joint norm is at most `max_norm`.
 
     The same formula as `torch.nn.utils.clip_grad_norm_`, with its 1e-6.
+
+    Raises:
+        UsageError: `max_norm` is not above 0.
     """
+    if not max_norm > 0.0:
+        raise UsageError(f"clip_norm must be above 0, found {max_norm}")
     squares = [(grad * grad).sum().reshape(1) for grad in grads]
     total = squares[0]
     for square in squares[1:]:

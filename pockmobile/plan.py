@@ -14,6 +14,9 @@ from typing import Any, Final, Literal, final
 from pockmobile.errors import PlanError, nearest
 
 PLAN_FORMAT: Final = 1
+ADAPTER_A: Final = "lora_a"
+ADAPTER_B: Final = "lora_b"
+_FACTORS: Final = (ADAPTER_A, ADAPTER_B)
 Kind = Literal["convolution", "linear", "norm", "embedding", "other"]
 
 
@@ -32,16 +35,20 @@ class Slice:
 class UpdatePlan:
     """What is trained: fully qualified parameter name -> None (whole) or a slice.
 
-    What is not named is frozen.
+    What is not named is frozen. `adapters` maps the weights of linear layers to the rank of
+    the low-rank adapter beside them, whose two factors (`<weight>.lora_a`, `<weight>.lora_b`)
+    are parameters like others, and named in `update`.
     """
 
     update: Mapping[str, Slice | None]
-    preset: str | None = field(default=None)
+    preset: str | None = None
+    adapters: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the plan as JSON holds it."""
         update = {name: asdict(part) if part else None for name, part in self.update.items()}
-        return {"format": PLAN_FORMAT, "preset": self.preset, "update": update}
+        plan = {"format": PLAN_FORMAT, "preset": self.preset, "update": update}
+        return {**plan, "adapters": dict(self.adapters)} if self.adapters else plan
 
     @staticmethod
     def from_json(data: Any) -> "UpdatePlan":
@@ -56,7 +63,10 @@ class UpdatePlan:
         if not isinstance(update, dict) or not update:
             raise PlanError('a plan needs "update": {"parameter name": null or a slice}')
         parts = {str(name): _read_slice(name, part) for name, part in update.items()}
-        return UpdatePlan(parts, data.get("preset"))
+        adapters = data.get("adapters", {})
+        if not isinstance(adapters, dict) or not all(map(_is_rank, adapters.values())):
+            raise PlanError(f'a plan\'s "adapters" are {{"weight": rank}}, found {adapters}')
+        return UpdatePlan(parts, data.get("preset"), adapters)
 
     @staticmethod
     def load(path: str | Path) -> "UpdatePlan":
@@ -76,6 +86,10 @@ class UpdatePlan:
     def save(self, path: str | Path) -> None:
         """Writes a plan file."""
         Path(path).write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
+
+
+def _is_rank(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
 
 
 def _read_slice(name: str, part: Any) -> Slice | None:
@@ -166,9 +180,15 @@ def resolve_plan(plan: str | Path | UpdatePlan, layers: Sequence[Layer]) -> Upda
         raise PlanError(
             f"unknown plan {plan!r}: expected {PRESET_SYNTAX}, or a plan file (.json)"
         )
-    chosen = _PRESETS[name][1](list(layers), *map(int, arguments))
+    numbers = [int(argument) for argument in arguments]
+    chosen = _PRESETS[name][1](list(layers), *numbers)
     known = [name for layer in layers for name in layer.parameters]
-    return UpdatePlan({name: None for name in dict.fromkeys(known) if name in chosen}, plan)
+    update: dict[str, Slice | None] = {
+        name: None for name in dict.fromkeys(known) if name in chosen
+    }
+    adapted = _adapted(list(layers)) if name == "lora" else []
+    update |= {f"{weight}.{factor}": None for weight in adapted for factor in _FACTORS}
+    return UpdatePlan(update, plan, dict.fromkeys(adapted, *numbers) if adapted else {})
 
 
 def _full(layers: list[Layer]) -> set[str]:
@@ -200,6 +220,23 @@ def _sparse(layers: list[Layer], num_bias_blocks: int, num_weight_blocks: int) -
         if layer.is_leading and layer.block in weight_blocks:
             chosen |= {layer.weight} | _bias_of(layers, index)
     return chosen
+
+
+def _lora(layers: list[Layer], rank: int) -> set[str]:
+    """The head beside the adapters, unless it is tied to an embedding table."""
+    if rank < 1 or not _adapted(layers):
+        raise PlanError(
+            f"lora:{rank} needs a rank of 1 or more, and linear layers but the head"
+        )
+    embeddings = {layer.weight for layer in layers if layer.kind == "embedding"}
+    return set() if _head_layer(layers).weight in embeddings else _head(layers)
+
+
+def _adapted(layers: list[Layer]) -> list[str]:
+    """The weights of the linear layers but the head."""
+    head = _head_layer(layers).weight
+    weights = [layer.weight for layer in layers if layer.kind == "linear"]
+    return [weight for weight in dict.fromkeys(weights) if weight and weight != head]
 
 
 def _bias_of(layers: list[Layer], index: int) -> set[str]:
@@ -237,5 +274,6 @@ _PRESETS: Final[Mapping[str, tuple[int, Callable[..., set[str]]]]] = {
     "bias": (0, _bias),
     "last": (1, _last),
     "sparse": (2, _sparse),
+    "lora": (1, _lora),
 }
-PRESET_SYNTAX: Final = "full, head, bias, last:N, sparse:B:W"
+PRESET_SYNTAX: Final = "full, head, bias, last:N, sparse:B:W, lora:R"

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, Self, TypeAlias
 
 from pockmobile.artifact.codec import decode, encode
@@ -119,11 +119,15 @@ class StateEntry:
 
 @dataclass(frozen=True)
 class Plan:
-    """The update plan: for each trained parameter its slice, or None for all of it."""
+    """The update plan: for each trained parameter its slice, or None for all of it.
+
+    `adapters` maps weights to the rank of the low-rank adapter beside them.
+    """
 
     format: int
     preset: str | None
     update: Mapping[str, Slice | None]
+    adapters: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """From a PyTorch model to its joint graph."""
 
+from pockmobile.capture.adapters import with_adapters
 from pockmobile.capture.forward import Forward, export_forward
 from pockmobile.capture.joint import capture_joint, capture_predict, model_output
 from pockmobile.capture.layers import describe_layers
@@ -13,4 +14,5 @@ __all__ = [
     "export_forward",
     "index_limits",
     "model_output",
+    "with_adapters",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -31,6 +31,7 @@ class Forward:
     trainable: frozenset[str]
     inputs: Mapping[str, Tensor]
     leaves: tuple[Any, ...]
+    adapters: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def batch_size(self) -> int:

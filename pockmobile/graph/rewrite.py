@@ -77,7 +77,7 @@ def inline(
 ) -> list[fx.Node]:
     """Traces `function` over `args` (nodes, numbers, lists) and adds its operators.
 
-    Tensors that the function makes itself become constants. `module` is the path of the
+    Numbers that the function makes tensors of become constants. `module` is the path of the
     module that the operators belong to. Returns one node for each tensor that the function
     returns.
     """
@@ -128,6 +128,8 @@ def replace_results(node: fx.Node, results: Sequence[fx.Node | None]) -> None:
     for user in list(node.users):
         assert user.target is operator.getitem
         result = results[result_index(user)]
-        assert result is not None, f"{user.format_node()} was not computed"
-        replace_node(user, result)
+        if user.users:
+            assert result is not None, f"{user.format_node()} was not computed"
+            user.replace_all_uses_with(result)
+        node.graph.erase_node(user)
     node.graph.erase_node(node)

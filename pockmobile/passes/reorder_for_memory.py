@@ -1,5 +1,6 @@
 """Pass: runs an operator early where that frees memory."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
 
@@ -16,6 +17,7 @@ class ReorderForMemory(Pass):
     """Moves up each operator whose inputs die with it and outweigh what it makes.
 
     So each parameter is updated as soon as its gradient exists, and the gradient is gone.
+    The most bytes alive at once, inputs and constants not counted, never become more.
 
     Before: g1 = ...; g2 = ...; w1' = w1 - lr * g1; w2' = w2 - lr * g2
     After:  g1 = ...; w1' = w1 - lr * g1; g2 = ...; w2' = w2 - lr * g2
@@ -34,46 +36,71 @@ class ReorderForMemory(Pass):
         return finish(graph)
 
 
+@final
+class _Memory:
+    """Counts the bytes alive while nodes are placed one after another."""
+
+    def __init__(self) -> None:
+        self.placed: dict[fx.Node, None] = {}
+        self.peak = 0
+        self._num_alive = 0
+        self._num_waiting: dict[fx.Node, int] = {}
+
+    def place(self, node: fx.Node) -> None:
+        """Runs `node` next: its result is made, then the inputs that it read last go."""
+        num_freed = self._num_freed(node)
+        self._num_alive += _num_bytes(node)
+        self.peak = max(self.peak, self._num_alive)
+        self._num_alive -= num_freed
+        self.placed[node] = None
+        self._num_waiting[node] = len(node.users)
+        for parent in node.all_input_nodes:
+            self._num_waiting[parent] -= 1
+
+    def gains(self, node: fx.Node, limit: int) -> bool:
+        """Whether `node` can run next within `limit` bytes and leaves no more than before."""
+        if node.op != "call_function" or not self.placed.keys() >= set(node.all_input_nodes):
+            return False
+        fits = self._num_alive + _num_bytes(node) <= limit
+        return fits and _num_bytes(node) <= self._num_freed(node)
+
+    def _num_freed(self, node: fx.Node) -> int:
+        read_last = [p for p in node.all_input_nodes if self._num_waiting[p] == 1]
+        return sum(map(_num_bytes, read_last))
+
+
 def _schedule(graph: JointGraph) -> list[fx.Node]:
     """Returns the nodes in the new order."""
-    placed: dict[fx.Node, None] = {}
+    limit = _peak(graph.nodes)
     position = {node: index for index, node in enumerate(graph.nodes)}
-
-    def place(node: fx.Node) -> None:
-        pending = [node]
-        while pending:
-            current = pending.pop()
-            if current in placed:
-                continue
-            placed[current] = None
-            # The nearest use first: the stack takes the last.
-            users = sorted(current.users, key=position.__getitem__, reverse=True)
-            pending.extend(
-                user for user in users if _is_ready(user, placed) and _shrinks(user, placed)
-            )
-
+    memory = _Memory()
     for node in graph.nodes:
-        if node.op != "output":
-            place(node)
-    return [*placed, graph.module.graph.output_node()]
+        if node in memory.placed:
+            continue
+        memory.place(node)
+        pending = _users(node, position)
+        while pending:
+            user = pending.pop()
+            if user not in memory.placed and memory.gains(user, limit):
+                memory.place(user)
+                pending.extend(_users(user, position))
+    return list(memory.placed)
 
 
-def _is_ready(node: fx.Node, placed: dict[fx.Node, None]) -> bool:
-    return node.op == "call_function" and all(
-        parent in placed for parent in node.all_input_nodes
-    )
+def _users(node: fx.Node, position: dict[fx.Node, int]) -> list[fx.Node]:
+    """Returns the users of a node, the nearest last: it is tried first."""
+    return sorted(node.users, key=position.__getitem__, reverse=True)
 
 
-def _shrinks(node: fx.Node, placed: dict[fx.Node, None]) -> bool:
-    """Whether memory after the node is no more than before it."""
-    freed = 0
-    for parent in node.all_input_nodes:
-        last_use = all(user is node or user in placed for user in parent.users)
-        if last_use and parent.op == "call_function":
-            freed += _num_bytes(parent)
-    return _num_bytes(node) <= freed
+def _peak(nodes: Iterable[fx.Node]) -> int:
+    memory = _Memory()
+    for node in nodes:
+        memory.place(node)
+    return memory.peak
 
 
 def _num_bytes(node: fx.Node) -> int:
+    if node.op != "call_function":
+        return 0
     values = [leaf for leaf in tree_leaves(node.meta["val"]) if isinstance(leaf, Tensor)]
     return sum(value.numel() * value.element_size() for value in values)

@@ -1,6 +1,7 @@
 """Lowers a function and runs it on the stock runtime, for the tests of targets."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,10 +30,18 @@ def rewritten(graph: JointGraph, target: Target) -> JointGraph:
     return result
 
 
-def execute(graph: JointGraph, lowered: LoweredMethod, inputs: list[Tensor]) -> list[Tensor]:
-    """Runs a lowered graph as a program of one method."""
+def execute(
+    graph: JointGraph,
+    lowered: LoweredMethod,
+    inputs: list[Tensor],
+    *,
+    path: Path | None = None,
+) -> list[Tensor]:
+    """Runs a lowered graph as a program of one method, from memory or mapped from a file."""
     buffer = lower_program({"method": (graph, lowered)}, [torch.zeros(1)], lambda planned: "")
-    program = Runtime.get().load_program(buffer)
+    if path is not None:
+        path.write_bytes(buffer)
+    program = Runtime.get().load_program(path or buffer)
     outputs = program.load_method("method").execute(inputs)
     return [value.clone() for value in outputs]
 

@@ -1,5 +1,7 @@
 """How a graph is cut into delegates, and the reasons for what stays outside."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -71,3 +73,16 @@ def test_a_value_that_two_delegates_and_the_output_use() -> None:
     found = execute(graph, Xnnpack().lower(graph), [x])
     for left, right in zip(found, shared(x).values(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
+def test_equal_bytes_as_a_bias_and_as_an_operand_both_live(tmp_path: Path) -> None:
+    """The runtime frees a bias once it is packed, and unmaps it: no operand may share it."""
+
+    def layers(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor) -> Tensor:
+        return (torch.addmm(bias, x.tanh(), weight.t()) + shift).tanh()
+
+    x, weight, same = torch.randn(3, 1024), torch.randn(1024, 1024), torch.randn(1024)
+    constants = {"weight": weight, "bias": same, "shift": same.clone()}
+    graph = rewritten(trace(layers, {"x": x}, constants=constants), Xnnpack())
+    (found,) = execute(graph, Xnnpack().lower(graph), [x], path=tmp_path / "program.pte")
+    torch.testing.assert_close(found, layers(x, *constants.values()), rtol=1e-4, atol=1e-4)

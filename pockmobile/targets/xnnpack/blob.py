@@ -48,7 +48,7 @@ class BlobBuilder:
     def __init__(self) -> None:
         """Starts an empty delegate."""
         self._graph = XNNGraph("0", [], [], 0, [], [], [ConstantDataOffset(0, 0)])
-        self._constants: dict[tuple[str, tuple[int, ...]], int] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bool], int] = {}
         self.store = NamedDataStore()
         self.constant_bytes: dict[str, int] = {}
 
@@ -82,22 +82,31 @@ class BlobBuilder:
         """Returns the shape with which a value was defined."""
         return tuple(self._tensor(identifier).dims)
 
-    def constant(self, value: Tensor) -> int:
-        """Adds a constant; it is stored once in the file, by its hash.
+    def weight(self, value: Tensor) -> int:
+        """Adds a filter or bias, which XNNPACK packs into memory of its own."""
+        return self._add_constant(value, is_packed=True)
 
-        It is stored by name, never in the delegate's own bytes: the runtime frees those once
-        the delegate is compiled, though elementwise operators go on reading their constants.
+    def constant(self, value: Tensor) -> int:
+        """Adds a constant that operators read where it lies."""
+        return self._add_constant(value, is_packed=False)
+
+    def _add_constant(self, value: Tensor, *, is_packed: bool) -> int:
+        """Adds a constant, stored once in the file by its hash.
+
+        The runtime frees the delegate's own bytes once it is compiled, so constants are
+        stored by name. It also frees each named one that is a filter or a bias: equal bytes
+        that are read in place must be another value.
         """
         data = value.detach().to(torch.float32).contiguous().numpy().tobytes()
         key = hashlib.sha256(data).hexdigest()
         shape = tuple(value.shape)
-        if (key, shape) in self._constants:
-            return self._constants[key, shape]
+        if (key, shape, is_packed) in self._constants:
+            return self._constants[key, shape, is_packed]
         self.constant_bytes[key] = len(data)
         self.store.add_named_data(key, data, alignment=_ALIGNMENT)
         self._graph.constant_data.append(ConstantDataOffset(UINT64_MAX, len(data), key))
         identifier = self._add_value(shape, len(self._graph.constant_data) - 1)
-        self._constants[key, shape] = identifier
+        self._constants[key, shape, is_packed] = identifier
         return identifier
 
     def node(

@@ -38,7 +38,7 @@ def _convolution(emitter: Emitter, node: fx.Node) -> Operand:
         "group_output_channels": outputs,
         "groups": groups,
         "input1_id": emitter.arranged(emitter.operand(x), NHWC),  # type: ignore[arg-type]
-        "filter_id": emitter.blob.constant(
+        "filter_id": emitter.blob.weight(
             _filter(kernel.tensor, groups, bool(transposed), is_depthwise)
         ),
         "bias_id": _bias(emitter, bias),
@@ -64,7 +64,7 @@ def _pointwise(emitter: Emitter, node: fx.Node, weight: Tensor, transposed: bool
     source = emitter.arranged(emitter.operand(x), NHWC)  # type: ignore[arg-type]
     result = emitter.new(shape_of(node), NHWC)
     flags = XNN_FLAG_TRANSPOSE_WEIGHTS if transposed else 0
-    filter_id = emitter.blob.constant(weight)
+    filter_id = emitter.blob.weight(weight)
     emitter.blob.node(
         schema.XNNFullyConnected(source, filter_id, _bias(emitter, bias), result.id, flags)
     )
@@ -104,7 +104,7 @@ def _bias(emitter: Emitter, bias: Any) -> int:
         return NO_VALUE
     operand = emitter.operand(bias)
     assert isinstance(operand, Constant)
-    return emitter.blob.constant(operand.tensor)
+    return emitter.blob.weight(operand.tensor)
 
 
 def _max_pool(emitter: Emitter, node: fx.Node) -> Operand:

@@ -28,7 +28,7 @@ def _mm(emitter: Emitter, node: fx.Node) -> Operand:
 
 def _addmm(emitter: Emitter, node: fx.Node) -> Operand:
     bias, left, right = (emitter.operand(arg) for arg in node.args[:3])  # type: ignore[arg-type]
-    bias_id = emitter.blob.constant(bias.tensor) if isinstance(bias, Constant) else bias.id
+    bias_id = emitter.blob.weight(bias.tensor) if isinstance(bias, Constant) else bias.id
     return fully_connected(emitter, left, right, bias_id)
 
 
@@ -49,8 +49,8 @@ def _weight(emitter: Emitter, right: Operand) -> tuple[int, int]:
     if isinstance(right, Constant):
         transposed = right.tensor.t()
         if transposed.is_contiguous():
-            return emitter.blob.constant(transposed), 0
-        return emitter.blob.constant(right.tensor), XNN_FLAG_TRANSPOSE_WEIGHTS
+            return emitter.blob.weight(transposed), 0
+        return emitter.blob.weight(right.tensor), XNN_FLAG_TRANSPOSE_WEIGHTS
     if lies_in(right, (1, 0)):
         return emitter.arranged(right, (1, 0)), 0
     return emitter.arranged(right, (0, 1)), XNN_FLAG_TRANSPOSE_WEIGHTS

@@ -61,7 +61,7 @@ def _reduce(
 
 def _sum_last(emitter: Emitter, value: Value, outer: int, count: int, scale: float) -> Value:
     flat = emitter.reshaped(value, (outer, count), (0, 1))
-    ones = emitter.blob.constant(torch.full((1, count), scale))
+    ones = emitter.blob.weight(torch.full((1, count), scale))
     result = emitter.new((outer, 1))
     emitter.blob.node(XNNFullyConnected(flat.id, ones, NO_VALUE, result.id, 0))
     return result
