@@ -5,7 +5,7 @@ runtime is built of the same kernels (portable, optimised, quantised) as the pub
 and iOS ones, so it is asked.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import torch
@@ -15,7 +15,7 @@ from torch import fx
 from pockmobile.errors import UnsupportedOperatorError
 from pockmobile.graph import JointGraph
 from pockmobile.graph.rewrite import MODULE_KEY, shape_of
-from pockmobile.targets.base import LoweredMethod, Outside
+from pockmobile.targets.base import LoweredMethod
 
 _aten = torch.ops.aten
 
@@ -40,7 +40,9 @@ def explain_failure(methods: Methods, error: Exception) -> None:
         UnsupportedOperatorError: naming those operators, and the modules they came from.
     """
     known = {_base(name) for name in portable_lib._get_operator_names()}
-    found = {_base(item.operator) for item in _outside(methods)}
+    found = {
+        _base(str(node.target)) for method in methods.values() for node in _outside(*method)
+    }
     # The exporter itself writes views as copies.
     missing = {name for name in found if not known & {name, f"{name}_copy"}}
     if missing:
@@ -53,54 +55,54 @@ def check_limits(methods: Methods) -> None:
     Raises:
         UnsupportedOperatorError: naming the operator, the module and the limit.
     """
-    for graph, lowered in methods.values():
-        outside = {(item.operator, item.module) for item in lowered.outside}
-        for node in graph.nodes:
-            limit = _LIMITS.get(node.target)
-            module = node.meta.get(MODULE_KEY, "")
-            if limit is None or (str(node.target), module) not in outside:
-                continue
-            reason = limit(node)
+    for method in methods.values():
+        for node in _outside(*method):
+            reason = _LIMITS[node.target](node) if node.target in _LIMITS else None
             if reason:
                 raise UnsupportedOperatorError(
-                    f"the runtime's {node.target} {reason}, found in {_place(module)}; "
-                    f"{_remedy(methods, [str(node.target)])}"
+                    f"the runtime's {node.target} {reason}, as in {_place(node)}; "
+                    f"{_remedy(methods, [node])}"
                 )
 
 
 def _unsupported(methods: Methods, missing: Collection[str]) -> UnsupportedOperatorError:
     """Returns the error; `missing` are names without overload, like `aten::sort`."""
-    culprits = {
-        item.operator: item.module
-        for item in reversed(_outside(methods))
-        if _base(item.operator) in missing
-    }
+    culprits: dict[str, fx.Node] = {}
+    for method in methods.values():
+        for node in _outside(*method):
+            if _base(str(node.target)) in missing:
+                culprits.setdefault(str(node.target), node)
     if not culprits:
         return UnsupportedOperatorError(
             f"the runtime has no kernel for {', '.join(sorted(missing))}; replace the layer "
             f"that needs it"
         )
-    named = ", ".join(
-        f"{operator} (from {_place(module)})" for operator, module in sorted(culprits.items())
-    )
+    named = ", ".join(f"{name} (from {_place(node)})" for name, node in culprits.items())
     return UnsupportedOperatorError(
-        f"the runtime has no kernel for {named}; {_remedy(methods, culprits)}"
+        f"the runtime has no kernel for {named}; {_remedy(methods, culprits.values())}"
     )
 
 
-def _remedy(methods: Methods, operators: Collection[str]) -> str:
-    _, predict = methods["predict"]
-    if any(item.operator in operators for item in predict.outside):
+def _remedy(methods: Methods, culprits: Collection[fx.Node]) -> str:
+    predict = methods.get("predict")
+    predicting = {node.target for node in _outside(*predict)} if predict else set()
+    if any(node.target in predicting for node in culprits):
         return "replace that layer"
     return "replace that layer, or train only what comes after it (plan head or last:N)"
 
 
-def _place(module: str) -> str:
-    return module or "the model's own forward(), the loss or the optimizer"
+def _place(node: fx.Node) -> str:
+    path = node.meta.get(MODULE_KEY)
+    return str(path) if path else "the model's own forward(), the loss or the optimizer"
 
 
-def _outside(methods: Methods) -> Sequence[Outside]:
-    return [item for _, lowered in methods.values() for item in lowered.outside]
+def _outside(graph: JointGraph, lowered: LoweredMethod) -> Iterator[fx.Node]:
+    """Yields the nodes that no delegate took; a target may tell their operators alone."""
+    found = {(item.operator, item.module) for item in lowered.outside}
+    for node in graph.nodes:
+        name, module = str(node.target), node.meta.get(MODULE_KEY, "")
+        if node.op == "call_function" and not found.isdisjoint({(name, module), (name, "")}):
+            yield node
 
 
 def _base(operator: str) -> str:

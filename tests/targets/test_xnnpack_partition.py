@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -86,3 +87,21 @@ def test_equal_bytes_as_a_bias_and_as_an_operand_both_live(tmp_path: Path) -> No
     graph = rewritten(trace(layers, {"x": x}, constants=constants), Xnnpack())
     (found,) = execute(graph, Xnnpack().lower(graph), [x], path=tmp_path / "program.pte")
     torch.testing.assert_close(found, layers(x, *constants.values()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("trained", ["weight", "bias"])
+def test_a_linear_layer_that_is_trained_in_part(trained: str, tmp_path: Path) -> None:
+    """The runtime frees what it takes for packed, whether XNNPACK packed it or not."""
+    values = {"weight": torch.randn(1024, 1024), "bias": torch.randn(1024)}
+    x, run_time = torch.randn(3, 1024), values.pop(trained)
+
+    def layer(x: Tensor, run_time: Tensor, constant: Tensor) -> Tensor:
+        pair = (run_time, constant) if trained == "weight" else (constant, run_time)
+        return torch.addmm(pair[1].tanh(), x.tanh(), pair[0].t()).tanh().neg()
+
+    inputs = {"x": x, "run_time": run_time}
+    graph = rewritten(trace(layer, inputs, constants=values), Xnnpack())
+    path = tmp_path / "program.pte"
+    (found,) = execute(graph, Xnnpack().lower(graph), [x, run_time], path=path)
+    expected = layer(x, run_time, *values.values())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

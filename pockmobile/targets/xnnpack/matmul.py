@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import torch
 from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import (
+    XNNAdd,
     XNNBatchMatrixMultiply,
     XNNFullyConnected,
 )
@@ -15,6 +16,7 @@ from executorch.backends.xnnpack.utils.xnnpack_constants import (
 from torch import fx
 
 from pockmobile.targets.xnnpack.blob import NO_VALUE
+from pockmobile.targets.xnnpack.elementwise import combine
 from pockmobile.targets.xnnpack.emitter import Emit, Emitter, Operand
 from pockmobile.targets.xnnpack.layout import Constant, lies_in
 
@@ -28,8 +30,13 @@ def _mm(emitter: Emitter, node: fx.Node) -> Operand:
 
 def _addmm(emitter: Emitter, node: fx.Node) -> Operand:
     bias, left, right = (emitter.operand(arg) for arg in node.args[:3])  # type: ignore[arg-type]
-    bias_id = emitter.blob.weight(bias.tensor) if isinstance(bias, Constant) else bias.id
-    return fully_connected(emitter, left, right, bias_id)
+    if isinstance(bias, Constant) is isinstance(right, Constant):
+        bias_id = emitter.blob.weight(bias.tensor) if isinstance(bias, Constant) else bias.id
+        return fully_connected(emitter, left, right, bias_id)
+    # With one of weight and bias known only at run time XNNPACK packs neither, and goes on
+    # reading the constant, which the runtime has freed.
+    product = fully_connected(emitter, left, right, NO_VALUE)
+    return combine(emitter, XNNAdd, product, bias, 2)
 
 
 def fully_connected(emitter: Emitter, left: Operand, right: Operand, bias: int) -> Operand:
