@@ -232,9 +232,10 @@ class CustomLoss(Loss):
     def evaluate(self, output: Tensor, targets: tuple[Tensor, ...]) -> Evaluation:
         """Returns what the function returns."""
         loss = self.function(output, *targets)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            found = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise ModelError(f"loss {self.name} must return one number, found {found}")
+        is_tensor = isinstance(loss, Tensor)
+        if not is_tensor or loss.numel() != 1 or loss.dtype != torch.float32:
+            found = f"{loss.dtype} {list(loss.shape)}" if is_tensor else type(loss).__name__
+            raise ModelError(f"loss {self.name} must return one float32 number, found {found}")
         return Evaluation(loss.reshape(()), ())
 
     def example_targets(self, output: Tensor) -> tuple[Tensor, ...]:

@@ -57,16 +57,24 @@ class UpdatePlan:
         Raises:
             PlanError: it is no plan, or of another format.
         """
-        if not isinstance(data, dict) or data.get("format") != PLAN_FORMAT:
-            raise PlanError(f'a plan file is a JSON object with "format": {PLAN_FORMAT}')
-        update = data.get("update")
+        found = data.get("format") if isinstance(data, dict) else type(data).__name__
+        if not isinstance(data, dict) or found != PLAN_FORMAT:
+            raise PlanError(
+                f'a plan is a JSON object with "format": {PLAN_FORMAT}, found {found!r}'
+            )
+        update, preset = data.get("update"), data.get("preset")
         if not isinstance(update, dict) or not update:
-            raise PlanError('a plan needs "update": {"parameter name": null or a slice}')
-        parts = {str(name): _read_slice(name, part) for name, part in update.items()}
+            raise PlanError(
+                f'a plan needs "update": {{"parameter name": null or a slice}}, '
+                f"found {update!r}"
+            )
+        if not isinstance(preset, str | None):
+            raise PlanError(f'the plan\'s "preset" must be null or a name, found {preset!r}')
+        parts = {name: _read_slice(name, part) for name, part in update.items()}
         adapters = data.get("adapters", {})
         if not isinstance(adapters, dict) or not all(map(_is_rank, adapters.values())):
             raise PlanError(f'a plan\'s "adapters" are {{"weight": rank}}, found {adapters}')
-        return UpdatePlan(parts, data.get("preset"), adapters)
+        return UpdatePlan(parts, preset, adapters)
 
     @staticmethod
     def load(path: str | Path) -> "UpdatePlan":
@@ -81,7 +89,10 @@ class UpdatePlan:
             raise PlanError(f"cannot read the plan {path}: {error.strerror}") from error
         except ValueError as error:
             raise PlanError(f"{path} is no JSON: {error}") from error
-        return UpdatePlan.from_json(data)
+        try:
+            return UpdatePlan.from_json(data)
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from None
 
     def save(self, path: str | Path) -> None:
         """Writes a plan file."""
@@ -97,9 +108,11 @@ def _read_slice(name: str, part: Any) -> Slice | None:
         return None
     keys = ("dim", "start", "stop")
     if not isinstance(part, dict) or set(part) != set(keys):
-        raise PlanError(f"the plan's {name} must be null or have dim, start and stop: {part}")
-    if not all(isinstance(part[key], int) for key in keys):
-        raise PlanError(f"the plan's {name} must have whole numbers: {part}")
+        raise PlanError(
+            f"the plan's {name} must be null or have dim, start and stop, found {part}"
+        )
+    if not all(type(part[key]) is int for key in keys):  # True is an int too.
+        raise PlanError(f"the plan's {name} must have whole numbers, found {part}")
     return Slice(**part)
 
 
@@ -175,7 +188,7 @@ def resolve_plan(plan: str | Path | UpdatePlan, layers: Sequence[Layer]) -> Upda
     if (
         name not in _PRESETS
         or len(arguments) != _PRESETS[name][0]
-        or not all(a.isdigit() for a in arguments)
+        or not all(argument.isdecimal() for argument in arguments)
     ):
         raise PlanError(
             f"unknown plan {plan!r}: expected {PRESET_SYNTAX}, or a plan file (.json)"

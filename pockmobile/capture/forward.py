@@ -1,6 +1,6 @@
 """The forward pass as `torch.export` sees it, with parameters by name."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -148,22 +148,29 @@ def _named_tensors(
     graph: fx.GraphModule,
 ) -> tuple[dict[str, str], dict[str, Tensor], dict[str, Tensor], frozenset[str]]:
     """Returns target -> canonical name, parameters, buffers, and what requires gradients."""
-    canonical: dict[int, str] = {}
+    canonical: dict[Hashable, str] = {}
     tensors: dict[str, str] = {}
     parameters: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
     trainable: set[str] = set()
     for name, parameter in graph.named_parameters(remove_duplicate=False):
-        tensors[name] = canonical.setdefault(id(parameter), name)
+        tensors[name] = canonical.setdefault(_memory(parameter), name)
         parameters.setdefault(tensors[name], parameter.detach())
         if parameter.requires_grad and parameter.is_floating_point():
             trainable.add(tensors[name])
     targets = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
     for target in sorted(targets - set(tensors)):
         value = _attribute(graph, target)
-        tensors[target] = canonical.setdefault(id(value), target)
+        tensors[target] = canonical.setdefault(_memory(value), target)
         buffers.setdefault(tensors[target], value.detach())
     return tensors, parameters, buffers, frozenset(trainable)
+
+
+def _memory(value: Tensor) -> Hashable:
+    """Returns what is the same for tied tensors; in a loaded archive they are two objects."""
+    if value.numel() == 0:
+        return id(value)
+    return (value.data_ptr(), value.shape, value.stride(), value.dtype)
 
 
 def _attribute(module: nn.Module, target: str) -> Tensor:

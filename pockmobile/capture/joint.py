@@ -221,8 +221,8 @@ def _check_names(ports: Sequence[Port]) -> None:
     for port in ports:
         if port.name in roles:
             raise ModelError(
-                f"{port.name!r} names both a {roles[port.name]} and a {port.role} of the "
-                f"model; rename one of them"
+                f"the model's {roles[port.name]} and its {port.role} are both named "
+                f"{port.name!r}; rename one of them"
             )
         roles[port.name] = port.role
 

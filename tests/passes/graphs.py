@@ -15,7 +15,7 @@ from pockmobile.graph.rewrite import to_meta
 from pockmobile.loss import CrossEntropy
 from pockmobile.models.residual_cnn import ResidualCNN
 from pockmobile.models.transformer_lm import TransformerLM
-from pockmobile.passes import Pass, run_passes
+from pockmobile.passes import Canonicalize, Pass, run_passes
 
 aten = torch.ops.aten
 NO_TENSORS: Mapping[str, Tensor] = {}
@@ -117,7 +117,7 @@ class _Runner(fx.Interpreter):
 
 
 def run(graph: JointGraph, values: Mapping[str, Tensor] = NO_TENSORS) -> dict[str, Tensor]:
-    """Runs the graph; returns its outputs by name. Parameters default to their initial value."""
+    """Runs the graph and returns its outputs by name; parameters are the initial ones."""
     feed = {**graph.initial, **values}
     results = _Runner(graph.module).run(*(feed[port.name] for port in graph.inputs))
     return {port.name: value for port, value in zip(graph.outputs, results, strict=True)}
@@ -186,6 +186,10 @@ def captured(name: str) -> JointGraph:
     values = batch(name)
     inputs = tuple(value for key, value in values.items() if key != "target")
     forward = export_forward(MODELS[name](), inputs)
-    return capture_joint(
-        forward, forward.inputs, {"target": values["target"]}, CrossEntropy()
-    )
+    return capture_joint(forward, forward.inputs, {"target": values["target"]}, CrossEntropy())
+
+
+@cache
+def canonical(name: str) -> JointGraph:
+    """Returns the joint graph of a small model, as all later passes see it."""
+    return run_passes(captured(name), [Canonicalize()])[0]
