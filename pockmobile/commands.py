@@ -1,13 +1,14 @@
 """What the command lines share: arguments, one-line errors, exit status, quiet libraries."""
 
 import argparse
+import io
 import logging
 import math
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import NoReturn, final
 
 from pockmobile.errors import PockmobileError, UsageError
@@ -68,7 +69,7 @@ def _quiet_libraries() -> Iterator[None]:
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
             if not sys.warnoptions:
@@ -82,19 +83,6 @@ def start_runtime() -> None:
     """Starts ExecuTorch's threads, which tell stderr what they fail to learn of an x86 CPU."""
     from executorch.extension.pybindings import portable_lib
 
-    with _no_stderr():
+    # What the runtime has to say of a failure comes later, and is shown.
+    with redirect_stderr(io.StringIO()):
         portable_lib._threadpool_get_thread_count()
-
-
-@contextmanager
-def _no_stderr() -> Iterator[None]:
-    """Drops what C++ writes to stderr: it has no switch, so the descriptor is lent away."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)

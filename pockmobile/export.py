@@ -1,10 +1,12 @@
 """`python -m pockmobile.export model.pt`: a PyTorch model -> one program that trains."""
 
 import argparse
+import io
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -218,20 +220,22 @@ def _export(options: argparse.Namespace, progress: Callable[[str], None]) -> "Pr
         shapes=options.input_shape,
         batch_size=options.batch_size,
     )
-    return compile(
-        loaded.model,
-        batch.args,
-        batch.targets,
-        example_kwargs=batch.kwargs,
-        loss=loss,
-        plan=options.plan,
-        optimizer=optimizer,
-        clip_norm=options.clip_norm,
-        target=options.target,
-        predict_batch_size=options.predict_batch_size,
-        name=loaded.name,
-        progress=progress,
-    )
+    # torch.export prints the graph of a model that it cannot capture, on top of its error.
+    with redirect_stderr(io.StringIO()):
+        return compile(
+            loaded.model,
+            batch.args,
+            batch.targets,
+            example_kwargs=batch.kwargs,
+            loss=loss,
+            plan=options.plan,
+            optimizer=optimizer,
+            clip_norm=options.clip_norm,
+            target=options.target,
+            predict_batch_size=options.predict_batch_size,
+            name=loaded.name,
+            progress=progress,
+        )
 
 
 def _optimizer(options: argparse.Namespace) -> "Optimizer":
@@ -253,8 +257,11 @@ class _Progress:
     def __init__(self, *, quiet: bool) -> None:
         from tqdm import tqdm
 
+        # This very stream, since what libraries write to stderr meanwhile goes nowhere.
+        self._stream = sys.stderr
         # None: shown on a terminal only.
-        self._bar = tqdm(bar_format="{desc}", leave=False, disable=True if quiet else None)
+        disable = True if quiet else None
+        self._bar = tqdm(bar_format="{desc}", leave=False, disable=disable, file=self._stream)
         self._stage = ""
         self._start = 0.0
 
@@ -274,7 +281,7 @@ class _Progress:
     def _finish(self) -> None:
         if self._stage and not self._bar.disable:
             seconds = time.perf_counter() - self._start
-            self._bar.write(f"{seconds:6.1f} s {self._stage}", file=sys.stderr)
+            self._bar.write(f"{seconds:6.1f} s {self._stage}", file=self._stream)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def test_wrong_file_is_one_line(tmp_path: Path) -> None:
     done = _run(str(tmp_path / "no.pte"))
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.startswith("pockmobile.inspect: cannot read ")
+    assert done.stderr.startswith("error: cannot read ")
     assert done.stderr.endswith("no.pte: No such file or directory\n")
     assert done.stderr.count("\n") == 1
 

@@ -127,6 +127,6 @@ def test_a_text_file_gives_no_examples(tmp_path: Path) -> None:
     path = tmp_path / "examples.csv"
     path.write_text("1,2,3,4,5,6,7,8,9,10\n")
     with pytest.raises(
-        ModelFileError, match=r"example inputs come from .safetensors, .npz or .pt"
+        ModelFileError, match=r"tensors are read from .safetensors, .npz or .pt"
     ):
         example_batch(LoadedModel(nn.Linear(3, 2), "linear"), file=path)

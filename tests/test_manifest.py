@@ -11,6 +11,7 @@ import pytest
 from pockmobile.artifact.manifest import Manifest, StateEntry, Tensor
 from pockmobile.artifact.report import human_bytes, render
 from pockmobile.errors import ArtifactError
+from pockmobile.plan import Slice
 from tests.tiny_program import tiny_manifest
 
 

@@ -311,7 +311,7 @@ def test_imports_no_compiler(path: Path, tmp_path: Path) -> None:
     imported = json.loads(done.stdout.splitlines()[-1])
     assert "pockmobile.session.session" in imported
     own = {name.split(".")[1] for name in imported if name.startswith("pockmobile.")}
-    assert own == {"artifact", "errors", "session"}
+    assert own == {"artifact", "errors", "plan", "session"}
     assert not [
         name for name in imported if name.startswith(("executorch.exir", "torch.export"))
     ]

@@ -25,6 +25,7 @@ from pockmobile.artifact.manifest import (
     Versions,
 )
 from pockmobile.artifact.program import ProgramFile, write_program
+from pockmobile.plan import Slice
 
 BATCH: Final = 4
 PREDICT_BATCH: Final = 2

@@ -52,8 +52,7 @@ def example_batch(
 
     Args:
         loaded: the model; the example inputs of its archive are taken if nothing else is given.
-        file: `.safetensors`, `.npz` or `.pt` with a tensor, a sequence of tensors, or tensors
-            by name; `target`, `targets`, `label` or `labels` hold the targets.
+        file: read as `read_batch` says.
         shapes: shapes of the inputs without the batch; floats are drawn from a normal
             distribution, whole numbers are 0, bools are true.
         batch_size: examples are repeated or cut to it; None keeps the examples' own, or is
@@ -66,7 +65,7 @@ def example_batch(
     if shapes:
         batch = _from_shapes(shapes, batch_size or DEFAULT_BATCH_SIZE)
     elif file is not None:
-        batch = _from_file(file)
+        batch = read_batch(file)
     else:
         batch = ExampleBatch((), {})
     if not batch.args and not batch.kwargs:
@@ -97,7 +96,16 @@ def _filled(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generat
     return torch.full(shape, dtype == torch.bool, dtype=dtype)
 
 
-def _from_file(path: Path) -> ExampleBatch:
+def read_batch(path: Path) -> ExampleBatch:
+    """Reads inputs and targets, of any number of rows.
+
+    Args:
+        path: `.safetensors`, `.npz` or `.pt` with a tensor, a sequence of tensors, or tensors
+            by name; `target`, `targets`, `label` or `labels` hold the targets.
+
+    Raises:
+        ModelFileError: the file is damaged, of another kind, or holds more than tensors.
+    """
     content = _read(path)
     if isinstance(content, Tensor):
         content = [content]
@@ -128,7 +136,7 @@ def _read(path: Path) -> Any:
             return read_torch_save(path, remedy="save plain tensors, or a dict of them")
         case kind:
             raise ModelFileError(
-                f"{path} is {kind}; example inputs come from .safetensors, .npz or .pt files"
+                f"{path} is {kind}; tensors are read from .safetensors, .npz or .pt files"
             )
 
 
