@@ -10,6 +10,7 @@ import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ def main() -> int:
     done = _read(arguments.output)
     missing = [case for case in ALL if case not in done]
     with (
-        ProcessPoolExecutor(arguments.jobs, max_tasks_per_child=20) as pool,
+        ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool,
         arguments.output.open("a", encoding="utf-8") as file,
     ):
         futures = {pool.submit(_run, case): case for case in missing}
