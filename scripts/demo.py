@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as func
 from torch import Tensor, nn
 
+from pockmobile.commands import run, start_runtime
 from pockmobile.models import mobilenet_v2
 
 SIZE, CLASSES, BATCH, PLAN = 48, 10, 16, "sparse:6:6"
@@ -103,15 +104,15 @@ def eager_step(model: nn.Module, trained: set[str] | None) -> Callable[[Tensor, 
     return step
 
 
-def main() -> None:
-    """Runs the demonstration."""
+def main() -> int:
+    """Runs the demonstration; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keep", type=Path, help="a folder for the files that it makes")
     keep = parser.parse_args().keep
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
     with nullcontext(keep) if keep else tempfile.TemporaryDirectory() as folder:
-        _run(Path(folder))
+        return run(lambda: _run(Path(folder)))
 
 
 def _run(folder: Path) -> None:
@@ -131,6 +132,7 @@ def _run(folder: Path) -> None:
     # Imported late: the export above ran in a process of its own.
     from pockmobile import Session
 
+    start_runtime()
     session = Session(folder / "model.pte", threads=1)
     images, labels = draw(480, owner=True, seed=3)
     test = draw(400, owner=True, seed=4)
@@ -152,8 +154,8 @@ def _run(folder: Path) -> None:
         "pockmobile, sparse": lambda: session.step(images[rows], labels[rows], lr=0.0),
     }
     for name, names in (("eager, same parameters", trained), ("eager, all parameters", None)):
-        run = eager_step(model, names)
-        steps[name] = lambda run=run: run(images[rows], labels[rows])
+        step = eager_step(model, names)
+        steps[name] = lambda step=step: step(images[rows], labels[rows])
     _compare(steps)
 
 
@@ -173,4 +175,4 @@ def _compare(steps: dict[str, Callable[[], object]], rounds: int = 15) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
