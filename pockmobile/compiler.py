@@ -85,7 +85,8 @@ def compile(
             an input of each step.
         clip_norm: the joint norm to which gradients are clipped, if any.
         target: `xnnpack` or `portable`.
-        predict_batch_size: the batch of `predict`; an archive of static shapes keeps its own.
+        predict_batch_size: the batch of `predict`; a model or an archive that takes the
+            example's batch alone keeps that.
         name: the model's name in the manifest; by default its class.
         progress: told each stage as it begins.
 
@@ -235,7 +236,7 @@ def _resized(
     kwargs: Mapping[str, Any] | None,
     batch_size: int,
 ) -> Forward:
-    """Returns the forward pass for another batch; an archive of static shapes keeps its own."""
+    """Returns the forward pass for another batch, or as it is where the batch is fixed."""
     if isinstance(model, ExportedProgram):
         if not forward.has_dynamic_batch:
             return forward
@@ -243,7 +244,11 @@ def _resized(
         return replace(forward, inputs=inputs)
     small_args = tuple(resize(leaf, batch_size) for leaf in args)
     small_kwargs = {name: resize(leaf, batch_size) for name, leaf in (kwargs or {}).items()}
-    small = export_forward(model, small_args, small_kwargs)
+    try:
+        small = export_forward(model, small_args, small_kwargs)
+    except ModelError:
+        # It was exported for the example's batch: the model takes no other.
+        return forward
     return with_adapters(small, forward.adapters)
 
 

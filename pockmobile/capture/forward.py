@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
+from pockmobile.capture.supported import check_static
 from pockmobile.errors import ModelError
 
 
@@ -65,6 +66,7 @@ def export_forward(
     """
     kwargs = dict(kwargs or {})
     program = model if isinstance(model, ExportedProgram) else _export(model, args, kwargs)
+    check_static(program.graph)
     graph = program.module(check_guards=False)
     _drop_buffer_updates(graph.graph)
     leaves = tuple(tree_leaves((args, _ordered(program, kwargs))))

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from pockmobile.capture.decompositions import DECOMPOSITIONS
 from pockmobile.capture.forward import Forward, first_line, forward_failure, is_mutation
 from pockmobile.capture.semantics import RULES
+from pockmobile.capture.supported import explaining_gradients, module_path
 from pockmobile.errors import ModelError
 from pockmobile.graph import JointGraph, Port, Role, verify
 from pockmobile.graph.rewrite import MODULE_KEY, to_meta
@@ -92,9 +93,10 @@ def capture_joint(
                     tensors[name] = tensors[name].detach().requires_grad_()
             result = _evaluate(forward, tensors, inputs, targets, loss)
             names = [name for name in forward.parameters if tensors[name].requires_grad]
-            grads = torch.autograd.grad(
-                result.loss, [tensors[name] for name in names], allow_unused=True
-            )
+            with explaining_gradients():
+                grads = torch.autograd.grad(
+                    result.loss, [tensors[name] for name in names], allow_unused=True
+                )
         pairs = zip(names, grads, strict=True)
         return (
             result.loss,
@@ -175,7 +177,8 @@ def _trace(function: Any, *args: Any) -> tuple[fx.GraphModule, Any]:
         structure.append(result)
         return tree_leaves(result)
 
-    with preserve_node_meta():
+    # oneDNN's LSTM is one operator, which the runtime lacks; torch's own is many that it has.
+    with preserve_node_meta(), torch.backends.mkldnn.flags(enabled=False):
         traced = make_fx(
             flat,
             tracing_mode="fake",
@@ -233,7 +236,7 @@ def _plain_graph(module: fx.GraphModule) -> fx.Graph:
     memo: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(module.graph, memo))
     for node, copied in memo.items():
-        path = _module_path(node) or next(
+        path = module_path(node.meta) or next(
             (
                 memo[parent].meta[MODULE_KEY]
                 for parent in node.all_input_nodes
@@ -248,9 +251,3 @@ def _plain_graph(module: fx.GraphModule) -> fx.Graph:
     results = graph.output_node()
     results.args = (tuple(tree_leaves(results.args[0])),)
     return graph
-
-
-def _module_path(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    path = str(next(reversed(stack.values()))[0]) if stack else ""
-    return path.removeprefix("L['self'].").removeprefix("L['self']")
