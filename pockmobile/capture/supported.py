@@ -24,8 +24,8 @@ def check_static(graph: fx.Graph) -> None:
         is_counting = node.target is torch.ops.aten.bincount.default
         if node.meta.get("unbacked_bindings") or is_counting:
             raise UnsupportedOperatorError(
-                f"the result of {node.target} (from {_place(node.meta)}) depends in size, or as "
-                f"a plain number, on the values of its inputs; a program has fixed sizes: "
+                f"the result of {node.target} (from {_place(node.meta)}) depends in size, or "
+                f"as a plain number, on the values of its inputs; a program has fixed sizes: "
                 f"replace that layer"
             )
 
