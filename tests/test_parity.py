@@ -8,7 +8,16 @@ import torch
 import pockmobile
 from pockmobile.models import keyboard_lm, mobilenet_v2
 from pockmobile.session import Session
-from tests.parity_cases import ALL, SUBJECTS, Case, Eager, compile_case, model_of, worst_excess
+from tests.eager import Eager
+from tests.parity_cases import (
+    ALL,
+    OPTIMIZERS,
+    SUBJECTS,
+    Case,
+    compile_case,
+    model_of,
+    worst_excess,
+)
 
 # Every model on every target, and each plan, optimizer and pair of them where it is cheap.
 _SELECTED = (
@@ -56,7 +65,7 @@ def test_two_states_give_two_losses_and_predictions(
     program.save(tmp_path / "model.pte")
     session = Session(tmp_path / "model.pte")
     inputs, labels = SUBJECTS[subject].batch(torch.Generator().manual_seed(3))
-    eager = Eager(model_of(subject), program, "sgd")
+    eager = Eager(model_of(subject), program, OPTIMIZERS["sgd"])
     seen = []
     for _ in range(2):
         result = session.evaluate(inputs, labels)
