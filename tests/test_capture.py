@@ -1,8 +1,7 @@
 """The joint graph computes the model's loss and gradients, as fine-tuning means them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,30 +11,17 @@ from torch.nn import functional as func
 
 from pockmobile import models
 from pockmobile.capture import (
-    capture_joint,
     capture_predict,
     export_forward,
     index_limits,
     model_output,
 )
 from pockmobile.errors import ModelError
-from pockmobile.graph import JointGraph, Role
-from pockmobile.loss import CrossEntropy, Loss, MeanSquaredError, NextToken, resolve_loss
+from pockmobile.graph import Role
+from pockmobile.loss import NextToken
 from pockmobile.models.llama import Llama
+from tests.captured import LABELS, Bert, bert_batch, joint_of
 from tests.passes.graphs import run, small_cnn, small_lm
-
-Args = tuple[Any, ...]
-
-
-def joint_of(
-    model: nn.Module | ExportedProgram,
-    args: Args,
-    target: Tensor,
-    loss: Loss | None = None,
-    kwargs: Mapping[str, Any] | None = None,
-) -> JointGraph:
-    forward = export_forward(model, args, kwargs)
-    return capture_joint(forward, forward.inputs, {"target": target}, loss or CrossEntropy())
 
 
 def eager(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> dict[str, Tensor]:
@@ -113,7 +99,6 @@ class Normed(nn.Module):
 
 
 IMAGES = torch.randn(2, 3, 8, 8)
-LABELS = torch.tensor([0, 2])
 
 
 def saved(program: ExportedProgram, path: Path) -> ExportedProgram:
@@ -200,29 +185,6 @@ def test_a_tied_weight_gets_the_sum_of_both_gradients(is_archive: bool, tmp_path
     both = torch.autograd.grad(loss, [read, write])
     torch.testing.assert_close(found, both[0] + both[1])
     assert all(grad.abs().max() > 0 for grad in both)
-
-
-class Bert(nn.Module):
-    """Ids and a mask by keyword; a buffer of the name of an input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Embedding(11, 8, padding_idx=0)
-        self.kinds = nn.Embedding(2, 8)
-        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-        self.head = nn.Linear(8, 3)
-        self.register_buffer("mask", torch.ones(8))
-
-    def forward(self, ids: Tensor, mask: Tensor, kinds: Tensor) -> dict[str, Tensor]:
-        x = self.words(ids) + self.kinds(kinds)
-        x = self.layer(x, src_key_padding_mask=mask == 0) * self.mask
-        return {"logits": self.head(x[:, 0]), "states": x}
-
-
-def bert_batch() -> dict[str, Tensor]:
-    mask = torch.ones(2, 6, dtype=torch.int64)
-    mask[1, 4:] = 0
-    return {"kinds": torch.randint(2, (2, 6)), "ids": torch.randint(11, (2, 6)), "mask": mask}
 
 
 @pytest.mark.parametrize("is_archive", [False, True])
@@ -316,105 +278,3 @@ def test_backward_operators_belong_to_the_module_of_their_forward_operators() ->
         *(f"blocks.{block}.conv{index}" for block in (1, 0) for index in (3, 2, 1)),
         "stem",
     ]
-
-
-class Fails(nn.Module):
-    def __init__(self, forward: Callable[[Tensor, nn.Linear], Any]) -> None:
-        super().__init__()
-        self.linear = nn.Linear(3, 3)
-        self.register_buffer("total", torch.zeros(2, 3))
-        self._forward = forward
-
-    def forward(self, x: Tensor) -> Any:
-        return self._forward(x, self)
-
-
-FEATURES = torch.randn(2, 3)
-
-
-@pytest.mark.parametrize(
-    ("forward", "message"),
-    [
-        (
-            lambda x, m: m.linear(x.t()),
-            r"forward pass fails on example inputs of shape \[2, 3\]: mat1 and mat2 shapes",
-        ),
-        (
-            lambda x, m: m.linear(x) if x.sum() > 0 else x,
-            r"torch.export cannot capture the model: .*; see the torch.export documentation",
-        ),
-        (lambda x, m: None, "the model returns no tensor; expected its outputs"),
-        (lambda x, m: m.linear(x).detach(), "cross_entropy does not depend on any parameter"),
-        (
-            lambda x, m: m.linear(m.total.add_(x)),
-            "writes into a buffer or an input; a program has no state but what it trains",
-        ),
-        (lambda x, m: m.linear(x.add_(1)), "writes into a buffer or an input"),
-    ],
-)
-def test_models_that_cannot_be_captured(forward: Callable[..., Any], message: str) -> None:
-    with pytest.raises(ModelError, match=message) as caught:
-        joint_of(Fails(forward), (FEATURES,), LABELS)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("target", "loss", "message"),
-    [
-        (
-            torch.zeros(2, 4),
-            CrossEntropy(),
-            r"cross_entropy needs int64 labels of shape \[2\] for outputs of shape \[2, 3\]",
-        ),
-        (LABELS, NextToken(), r"next_token needs outputs \[batch, time > 1, vocabulary\]"),
-        (torch.zeros(2, 4), MeanSquaredError(), r"mse needs float32 targets of shape \[2, 3\]"),
-        (
-            torch.zeros(2, 4),
-            resolve_loss(lambda output, target: (output - target).sum()),
-            r"fails on outputs of shape \[2, 3\] and targets of shape \[\[2, 4\]\]: \w",
-        ),
-    ],
-)
-def test_losses_that_do_not_fit(target: Tensor, loss: Loss, message: str) -> None:
-    with pytest.raises(ModelError, match=message):
-        joint_of(nn.Linear(3, 3), (FEATURES,), target, loss)
-
-
-def test_inputs_that_do_not_fit_an_archive() -> None:
-    program = torch.export.export(Bert(), (), bert_batch(), strict=False)
-    with pytest.raises(
-        ModelError, match=r"keyword inputs \['kinds', 'ids', 'mask'\], found \['i'\]"
-    ):
-        export_forward(program, (), {"i": FEATURES})
-    with pytest.raises(ModelError, match=r"takes 3 inputs \(kinds, ids, mask\), found 1"):
-        export_forward(program, (FEATURES,))
-    program = torch.export.export(nn.Linear(3, 3), (FEATURES,), strict=False)
-    forward = export_forward(program, (torch.zeros(2, 4),))
-    with pytest.raises(ModelError, match=r"fails on example inputs of shape \[2, 4\]"):
-        model_output(forward, forward.inputs)
-
-
-def test_a_model_without_tensor_inputs() -> None:
-    class Constant(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(3))
-
-        def forward(self, times: int) -> Tensor:
-            return self.weight * times
-
-    with pytest.raises(ModelError, match="takes no tensor; expected at least one input tensor"):
-        export_forward(Constant(), (2,))
-
-
-def test_a_parameter_and_an_input_of_one_name() -> None:
-    class Scale(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.x = nn.Parameter(torch.ones(3))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x * self.x
-
-    with pytest.raises(ModelError, match="parameter and its input are both named 'x'; rename"):
-        joint_of(Scale(), (FEATURES,), LABELS)
