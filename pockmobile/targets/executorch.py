@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from pockmobile.graph import JointGraph
 from pockmobile.targets.base import LoweredMethod
 from pockmobile.targets.kernels import check_kernels, check_limits, explain_failure
+from pockmobile.targets.memory import memory_planner
 
 
 @final
@@ -61,7 +62,7 @@ def lower_program(
     exported["initial_state"] = torch.export.export(_InitialState(state), (), strict=False)
     config = ExecutorchBackendConfig(
         # Inputs come in by pointer: state is not copied into the plan.
-        memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
+        memory_planning_pass=MemoryPlanningPass(memory_planner(), alloc_graph_input=False),
     )
     edge_config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
     try:
