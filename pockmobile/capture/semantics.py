@@ -77,10 +77,49 @@ def plain_attention(
     return (scores + mask).softmax(-1) @ value
 
 
+class _Clamp(torch.autograd.Function):
+    """Clamps; the gradient passes at the bounds, as PyTorch's, in operators of activations.
+
+    PyTorch's own is a `where` over comparisons, which no delegate takes.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        x: Tensor,
+        low: float | None,
+        high: float | None,
+    ) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.bounds = low, high  # type: ignore[attr-defined]
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
+    ) -> tuple[Tensor, None, None]:
+        (x,), (low, high) = ctx.saved_tensors, ctx.bounds  # type: ignore[attr-defined]
+        # What lies beyond a bound is taken away again: exactly nothing is left of it.
+        if low is not None:
+            grad = grad - _aten.threshold_backward(grad, -x, -low)
+        if high is not None:
+            grad = grad - _aten.threshold_backward(grad, x, high)
+        return grad, None, None
+
+
+def clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """Clamps floating-point values between two numbers."""
+    if not x.is_floating_point():
+        return x.clamp(low, high)
+    result: Tensor = _Clamp.apply(x, low, high)  # type: ignore[no-untyped-call]
+    return result
+
+
 _MASKED: Final = -1e30
 
 RULES: Final[Mapping[Any, Callable[..., Any]]] = {
     _aten.batch_norm.default: frozen_batch_norm,
+    _aten.clamp.default: clamp,
     _aten._native_batch_norm_legit_functional.default: frozen_native_batch_norm,
     _aten._native_batch_norm_legit_no_training.default: frozen_native_batch_norm,
     _aten.native_dropout.default: no_native_dropout,

@@ -64,7 +64,8 @@ class ClampedConv(nn.Module):
         if self.num_after:
             x = functional.pad(x, (0, self.num_after, 0, self.num_after))
         y: Tensor = self.conv(x)
-        return y if self.bounds == (None, None) else y.clamp(*self.bounds)
+        low, high = self.bounds
+        return y if low is None or high is None else functional.hardtanh(y, low, high)
 
 
 @final
