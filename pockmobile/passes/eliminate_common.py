@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.utils._pytree import tree_map
 
 from pockmobile.graph import JointGraph
@@ -17,6 +17,10 @@ from pockmobile.passes.base import Pass, finish
 @dataclass(frozen=True)
 class EliminateCommon(Pass):
     """Merges operators that have the same arguments, and constants of the same values.
+
+    A value that is much larger than what it is made of is computed again where it is needed
+    long after (the windows of a convolution, in the forward and in the backward pass): kept
+    all the while, it would be most of a training step's memory.
 
     Before: a = exp(x); b = exp(x); add(a, b)
     After:  a = exp(x); add(a, a)
@@ -34,21 +38,43 @@ class EliminateCommon(Pass):
         return finish(graph)
 
 
+_FAR: Final = 64
+"""Operators between two places that are far from each other."""
+
+_MUCH: Final = 2
+
 _MAX_COMPARED: Final = 4096
 """Elements of the largest constant that is compared by its bytes, others by their address."""
 
 
 def _duplicates(graph: JointGraph) -> dict[fx.Node, fx.Node]:
     """Returns each node that repeats an earlier one, with that one."""
-    seen: dict[Any, fx.Node] = {}
+    seen: dict[Any, tuple[int, fx.Node]] = {}
     found: dict[fx.Node, fx.Node] = {}
+    place = 0  # Only what stays counts: a second run sees the same distances.
     for node in graph.nodes:
         if node.op not in ("call_function", "get_attr") or is_random(node):
             continue
-        first = seen.setdefault(_key(node, found), node)
-        if first is not node:
+        key = _key(node, found)
+        before, first = seen.setdefault(key, (place, node))
+        if place - before > _FAR and _is_expanding(node):
+            seen[key] = place, node
+        elif first is not node:
             found[node] = first
+            continue
+        place += 1
     return found
+
+
+def _is_expanding(node: fx.Node) -> bool:
+    """Whether the result is much larger than the values that it is made of."""
+    sources = [parent for parent in node.all_input_nodes if parent.op != "get_attr"]
+    return bool(sources) and _num_elements(node) > _MUCH * sum(map(_num_elements, sources))
+
+
+def _num_elements(node: fx.Node) -> int:
+    value = node.meta["val"]
+    return value.numel() if isinstance(value, Tensor) else 0
 
 
 def _key(node: fx.Node, found: dict[fx.Node, fx.Node]) -> Any:
