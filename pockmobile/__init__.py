@@ -7,10 +7,13 @@ if TYPE_CHECKING:
     from pockmobile.compiler import Program, compile
     from pockmobile.optim import SGD, AdamW, Lion, Momentum
     from pockmobile.plan import Slice, UpdatePlan
+    from pockmobile.planner import find_plan
+    from pockmobile.search import Budget
     from pockmobile.session import Session
 
 _HOMES: Final = {
     "AdamW": "pockmobile.optim",
+    "Budget": "pockmobile.search",
     "Lion": "pockmobile.optim",
     "Momentum": "pockmobile.optim",
     "Program": "pockmobile.compiler",
@@ -19,11 +22,13 @@ _HOMES: Final = {
     "Slice": "pockmobile.plan",
     "UpdatePlan": "pockmobile.plan",
     "compile": "pockmobile.compiler",
+    "find_plan": "pockmobile.planner",
 }
 
 __all__ = [
     "SGD",
     "AdamW",
+    "Budget",
     "Lion",
     "Momentum",
     "Program",
@@ -31,6 +36,7 @@ __all__ = [
     "Slice",
     "UpdatePlan",
     "compile",
+    "find_plan",
 ]
 
 

@@ -8,6 +8,7 @@ from typing import Final
 from pockmobile.errors import UsageError
 
 COMMANDS: Final = {
+    "analyze": "find what to train under a budget of memory and time",
     "export": "turn a PyTorch model into a program that trains",
     "inspect": "show what a program is made of",
     "personalize": "train a program on a data file, on this computer",

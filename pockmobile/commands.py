@@ -1,11 +1,13 @@
-"""What the command lines share: arguments, one-line errors, exit status, quiet libraries."""
+"""What the command lines share: arguments, one-line errors, exit status, progress, quiet."""
 
 import argparse
 import io
 import logging
 import math
 import os
+import resource
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -86,3 +88,47 @@ def start_runtime() -> None:
     # What the runtime has to say of a failure comes later, and is shown.
     with redirect_stderr(io.StringIO()):
         portable_lib._threadpool_get_thread_count()
+
+
+def peak_memory() -> int:
+    """Peak memory of this process in bytes; macOS counts in bytes, Linux in KiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@final
+class Progress:
+    """Shows on stderr the stage at work, and the seconds that each stage before it took."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        """Shows nothing if `quiet`, or if stderr is no terminal."""
+        from tqdm import tqdm
+
+        # This very stream, since what libraries write to stderr meanwhile goes nowhere.
+        self._stream = sys.stderr
+        # None: shown on a terminal only.
+        disable = True if quiet else None
+        self._bar = tqdm(bar_format="{desc}", leave=False, disable=disable, file=self._stream)
+        self._stage = ""
+        self._start = 0.0
+
+    def __call__(self, stage: str) -> None:
+        """Begins a stage, which ends the one before."""
+        self._finish()
+        self._stage, self._start = stage, time.perf_counter()
+        self._bar.set_description_str(f"         {stage} ...")
+
+    def __enter__(self) -> "Progress":
+        """Does nothing."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Ends the last stage, unless it failed."""
+        if kind is None:
+            self._finish()
+        self._bar.close()
+
+    def _finish(self) -> None:
+        if self._stage and not self._bar.disable:
+            seconds = time.perf_counter() - self._start
+            self._bar.write(f"{seconds:6.1f} s {self._stage}", file=self._stream)

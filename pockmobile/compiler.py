@@ -22,6 +22,7 @@ from pockmobile.capture import (
     export_forward,
     index_limits,
     model_output,
+    named_targets,
     with_adapters,
 )
 from pockmobile.describe import Description, MethodDescription, describe
@@ -29,6 +30,7 @@ from pockmobile.errors import ModelError
 from pockmobile.graph import JointGraph, Role
 from pockmobile.loss import Loss, resolve_loss
 from pockmobile.optim import SGD, Optimizer
+from pockmobile.pipeline import pruning, rewriting
 from pockmobile.plan import UpdatePlan, check_plan, resolve_plan
 from pockmobile.targets import Target, lower_program, resolve_target
 
@@ -79,8 +81,8 @@ def compile(
         example_kwargs: keyword inputs, if any.
         loss: `cross_entropy`, `next_token`, `mse`, `bce`, or a function (output, *targets)
             that returns one number.
-        plan: a preset (`full`, `head`, `bias`, `last:N`, `sparse:B:W`, `lora:R`), the path
-            of a plan file, or a plan.
+        plan: a preset (`full`, `head`, `bias`, `last:N`, `sparse:B:W`, `lora:R`,
+            `lora:R:B`), the path of a plan file, or a plan.
         optimizer: `SGD` (the default), `Momentum`, `AdamW` or `Lion`; the learning rate is
             an input of each step.
         clip_norm: the joint norm to which gradients are clipped, if any.
@@ -102,7 +104,7 @@ def compile(
     resolved = resolve_plan(plan, describe_layers(plain))
     forward = with_adapters(plain, resolved.adapters)
     output = model_output(forward, forward.inputs)
-    targets = _named_targets(example_targets, chosen_loss, output)
+    targets = named_targets(example_targets, chosen_loss, output)
     progress("capture the joint graph")
     joint = capture_joint(forward, forward.inputs, targets, chosen_loss)
     progress("capture predict")
@@ -161,7 +163,7 @@ def _rewrite(
     joint: JointGraph, predict: JointGraph, recipe: _Recipe, progress: Callable[[str], None]
 ) -> _Rewritten:
     progress("rewrite train_step")
-    prune = [p.Canonicalize(), p.ApplyPlan(recipe.plan), p.Prune()]
+    prune = pruning(recipe.plan)
     pruned, first = p.run_passes(joint, prune)
     train, rest = p.run_passes(
         pruned,
@@ -169,7 +171,7 @@ def _rewrite(
             p.AppendOptimizer(recipe.optimizer, recipe.clip_norm),
             p.Canonicalize(),
             p.NarrowGradients(),
-            *_shared(recipe.target),
+            *rewriting(recipe.target),
             # Last, so that it sees the operators that will really run.
             p.ReorderForMemory(),
         ],
@@ -178,7 +180,7 @@ def _rewrite(
     measured = joint.keep_outputs(lambda port: port.role in (Role.LOSS, Role.METRIC))
     graphs = {"train_step": train}
     for method, graph in (("evaluate", measured), ("predict", predict)):
-        graphs[method], _ = p.run_passes(graph, [*prune, *_shared(recipe.target)])
+        graphs[method], _ = p.run_passes(graph, [*prune, *rewriting(recipe.target)])
     return _Rewritten(graphs, [*first, *rest], pruned.num_operators)
 
 
@@ -194,24 +196,6 @@ def _emit(description: Description) -> Program:
     state = _initial_state(description.methods["train_step"].graph)
     buffer = lower_program(methods, state, write_manifest)
     return Program(buffer, written[-1])
-
-
-def _shared(target: Target) -> list[p.Pass]:
-    """The passes of every method, from plain ATen to the target's operators."""
-    return [
-        p.FoldConstants(),
-        p.RemoveNoops(),
-        p.EliminateCommon(),
-        p.FoldScale(),
-        p.MaskFromOutput(),
-        *target.passes(),
-        # What the target's rewrites leave behind.
-        p.Canonicalize(),
-        p.FoldConstants(),
-        p.RemoveNoops(),
-        p.EliminateCommon(),
-        p.Prune(),
-    ]
 
 
 def _checked(plan: UpdatePlan, forward: Forward, joint: JointGraph) -> UpdatePlan:
@@ -258,17 +242,6 @@ def resize(value: Any, batch_size: int) -> Any:
         return value
     repeats = -(-batch_size // value.shape[0])
     return value.repeat(repeats, *[1] * (value.dim() - 1))[:batch_size].contiguous()
-
-
-def _named_targets(
-    targets: tuple[Tensor, ...] | None, loss: Loss, output: Tensor
-) -> dict[str, Tensor]:
-    targets = loss.example_targets(output) if targets is None else targets
-    if not targets:
-        raise ModelError(f"loss {loss.name} needs targets, found none")
-    if len(targets) == 1:
-        return {"target": targets[0]}
-    return {f"target_{index}": value for index, value in enumerate(targets)}
 
 
 def _initial_state(train: JointGraph) -> Sequence[Tensor]:

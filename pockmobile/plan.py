@@ -94,9 +94,13 @@ class UpdatePlan:
         except PlanError as error:
             raise PlanError(f"{path}: {error}") from None
 
+    def to_text(self) -> str:
+        """Returns what a plan file holds."""
+        return json.dumps(self.to_json(), indent=2) + "\n"
+
     def save(self, path: str | Path) -> None:
         """Writes a plan file."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
+        Path(path).write_text(self.to_text(), encoding="utf-8")
 
 
 def _is_rank(value: Any) -> bool:
@@ -123,7 +127,8 @@ class Layer:
 
     `block` is the repeated part of the model that it is in. `is_leading` marks the weights
     that `sparse` trains: the first full convolution of a block, or attention and the first
-    feed-forward layer.
+    feed-forward layer. `is_adaptable` marks linear layers and 1x1 convolutions, beside which
+    a low-rank adapter fits.
     """
 
     path: str
@@ -132,6 +137,7 @@ class Layer:
     weight: str
     bias: str
     is_leading: bool = False
+    is_adaptable: bool = False
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -187,7 +193,7 @@ def resolve_plan(plan: str | Path | UpdatePlan, layers: Sequence[Layer]) -> Upda
     name, *arguments = plan.split(":")
     if (
         name not in _PRESETS
-        or len(arguments) != _PRESETS[name][0]
+        or len(arguments) not in _PRESETS[name][0]
         or not all(argument.isdecimal() for argument in arguments)
     ):
         raise PlanError(
@@ -199,9 +205,9 @@ def resolve_plan(plan: str | Path | UpdatePlan, layers: Sequence[Layer]) -> Upda
     update: dict[str, Slice | None] = {
         name: None for name in dict.fromkeys(known) if name in chosen
     }
-    adapted = _adapted(list(layers)) if name == "lora" else []
+    adapted = _adapted(list(layers), *numbers[1:]) if name == "lora" else []
     update |= {f"{weight}.{factor}": None for weight in adapted for factor in _FACTORS}
-    return UpdatePlan(update, plan, dict.fromkeys(adapted, *numbers) if adapted else {})
+    return UpdatePlan(update, plan, dict.fromkeys(adapted, numbers[0]) if adapted else {})
 
 
 def _full(layers: list[Layer]) -> set[str]:
@@ -209,7 +215,7 @@ def _full(layers: list[Layer]) -> set[str]:
 
 
 def _head(layers: list[Layer]) -> set[str]:
-    return set(_head_layer(layers).parameters)
+    return set(head_layer(layers).parameters)
 
 
 def _bias(layers: list[Layer]) -> set[str]:
@@ -235,21 +241,26 @@ def _sparse(layers: list[Layer], num_bias_blocks: int, num_weight_blocks: int) -
     return chosen
 
 
-def _lora(layers: list[Layer], rank: int) -> set[str]:
+def _lora(layers: list[Layer], rank: int, *num_blocks: int) -> set[str]:
     """The head beside the adapters, unless it is tied to an embedding table."""
-    if rank < 1 or not _adapted(layers):
+    if rank < 1 or not _adapted(layers, *num_blocks):
         raise PlanError(
-            f"lora:{rank} needs a rank of 1 or more, and linear layers but the head"
+            f"lora:{rank} needs a rank of 1 or more, and linear layers or 1x1 convolutions "
+            "beside the head"
         )
     embeddings = {layer.weight for layer in layers if layer.kind == "embedding"}
-    return set() if _head_layer(layers).weight in embeddings else _head(layers)
+    return set() if head_layer(layers).weight in embeddings else _head(layers)
 
 
-def _adapted(layers: list[Layer]) -> list[str]:
-    """The weights of the linear layers but the head."""
-    head = _head_layer(layers).weight
-    weights = [layer.weight for layer in layers if layer.kind == "linear"]
-    return [weight for weight in dict.fromkeys(weights) if weight and weight != head]
+def _adapted(layers: list[Layer], *num_blocks: int) -> list[str]:
+    """The weights, but the head's, that adapters fit; in the last blocks if so many are told.
+
+    What follows the last block counts as part of it.
+    """
+    head = head_layer(layers).weight
+    inside = _last(layers, *num_blocks) if num_blocks else _full(layers)
+    weights = [layer.weight for layer in layers if layer.is_adaptable]
+    return [weight for weight in dict.fromkeys(weights) if weight in inside - {head, ""}]
 
 
 def _bias_of(layers: list[Layer], index: int) -> set[str]:
@@ -260,7 +271,12 @@ def _bias_of(layers: list[Layer], index: int) -> set[str]:
     return {layer.bias for layer in following if layer.kind == "norm" and layer.bias}
 
 
-def _head_layer(layers: list[Layer]) -> Layer:
+def head_layer(layers: Sequence[Layer]) -> Layer:
+    """Returns the last linear or convolution layer, whose outputs the loss reads.
+
+    Raises:
+        PlanError: the model has none.
+    """
     heads = [layer for layer in layers if layer.kind in ("linear", "convolution")]
     if not heads:
         raise PlanError(
@@ -270,7 +286,7 @@ def _head_layer(layers: list[Layer]) -> Layer:
 
 
 def _last_blocks(layers: list[Layer], num_blocks: int) -> set[str]:
-    head = _head_layer(layers).block
+    head = head_layer(layers).block
     blocks = list(
         dict.fromkeys(layer.block for layer in layers if layer.block and layer.block != head)
     )
@@ -281,12 +297,12 @@ def _last_blocks(layers: list[Layer], num_blocks: int) -> set[str]:
     return set(blocks[len(blocks) - num_blocks :])
 
 
-_PRESETS: Final[Mapping[str, tuple[int, Callable[..., set[str]]]]] = {
-    "full": (0, _full),
-    "head": (0, _head),
-    "bias": (0, _bias),
-    "last": (1, _last),
-    "sparse": (2, _sparse),
-    "lora": (1, _lora),
+_PRESETS: Final[Mapping[str, tuple[tuple[int, ...], Callable[..., set[str]]]]] = {
+    "full": ((0,), _full),
+    "head": ((0,), _head),
+    "bias": ((0,), _bias),
+    "last": ((1,), _last),
+    "sparse": ((2,), _sparse),
+    "lora": ((1, 2), _lora),
 }
-PRESET_SYNTAX: Final = "full, head, bias, last:N, sparse:B:W, lora:R"
+PRESET_SYNTAX: Final = "full, head, bias, last:N, sparse:B:W, lora:R, lora:R:B"

@@ -242,7 +242,7 @@ def test_our_own_bugs_keep_their_traceback(compiler: FakeCompiler, model: Path) 
         export.main([str(model)])
 
 
-@pytest.mark.parametrize("command", ["pockmobile.export", "pockmobile"])
+@pytest.mark.parametrize("command", ["pockmobile.analyze", "pockmobile.export", "pockmobile"])
 def test_help_does_not_import_torch(command: str) -> None:
     code = f"""
 import runpy, sys
@@ -269,5 +269,5 @@ def test_the_commands_stand_under_one_name(
     assert __main__.main(["exprot"]) == 2
     assert (
         capsys.readouterr().err
-        == "error: no command 'exprot': expected export, inspect, personalize\n"
+        == "error: no command 'exprot': expected analyze, export, inspect, personalize\n"
     )

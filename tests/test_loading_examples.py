@@ -11,7 +11,7 @@ from model_files import Tied, state_file
 from torch import nn
 
 from pockmobile.errors import ModelFileError, PockmobileError, UsageError
-from pockmobile.loading.examples import example_batch
+from pockmobile.loading.examples import all_examples, example_batch, own_batch_size
 from pockmobile.loading.files import FileKind, kind_of
 from pockmobile.loading.models import LoadedModel
 from pockmobile.loading.shapes import InputShape, parse_shape
@@ -130,3 +130,43 @@ def test_a_text_file_gives_no_examples(tmp_path: Path) -> None:
         ModelFileError, match=r"tensors are read from .safetensors, .npz or .pt"
     ):
         example_batch(LoadedModel(nn.Linear(3, 2), "linear"), file=path)
+
+
+def archive_of_two_inputs() -> LoadedModel:
+    """Exported for batches of 2, with the second input by keyword."""
+    args, kwargs = (torch.zeros(2, 5, dtype=torch.int64),), {"mask": torch.ones(2, 5)}
+    return LoadedModel(torch.export.export(Tied(), args, kwargs), "tied", args, kwargs)
+
+
+def test_all_examples_of_a_file(tmp_path: Path) -> None:
+    mask, ids = torch.rand(7, 5), torch.randint(0, 10, (7, 5))
+    path = state_file(tmp_path, {"mask": mask, "ids": ids, "labels": ids})
+    batch = all_examples(archive_of_two_inputs(), path, 2)
+    assert torch.equal(batch.args[0], ids)
+    assert torch.equal(batch.kwargs["mask"], mask)
+    assert batch.targets is not None
+    assert torch.equal(batch.targets[0], ids)
+    batch = all_examples(LoadedModel(Tied(), "tied"), path, 4)
+    assert torch.equal(batch.kwargs["ids"], ids)
+
+
+@pytest.mark.parametrize(
+    ("content", "batch_size", "message"),
+    [
+        ({"ids": torch.zeros(7, 5, dtype=torch.int64)}, 2, "takes 2 inputs .ids, mask., found"),
+        ([torch.zeros(7, 5, dtype=torch.int64), torch.ones(7, 5)], 3, "found .3, 5."),
+        ([torch.zeros(7, 5), torch.ones(7, 5)], 2, "found .2, 5. and torch.float32"),
+        ([torch.zeros(7, 5), torch.ones(6, 5)], 2, "no batch of one size"),
+    ],
+)
+def test_all_examples_must_fit(
+    tmp_path: Path, content: Any, batch_size: int, message: str
+) -> None:
+    path = state_file(tmp_path, content)
+    with pytest.raises(ModelFileError, match=message):
+        all_examples(archive_of_two_inputs(), path, batch_size)
+
+
+def test_the_batch_is_that_of_the_archive() -> None:
+    assert own_batch_size(archive_of_two_inputs()) == 2
+    assert own_batch_size(LoadedModel(Tied(), "tied")) == 8

@@ -58,7 +58,7 @@ def _summary(manifest: Manifest, file_bytes: int) -> list[str]:
         ("nodes", num_nodes),
         ("made by", made_by),
     ]
-    return _table(rows, "<<")
+    return table(rows, "<<")
 
 
 def _trained(manifest: Manifest) -> list[str]:
@@ -73,7 +73,7 @@ def _trained(manifest: Manifest) -> list[str]:
         for entry in entries
     ]
     head = f"trained: {_plural(len(entries), 'tensor')}, {_plural(total, 'value')}"
-    return [head, *_indent(_table(rows, "<<>"))]
+    return [head, *_indent(table(rows, "<<>"))]
 
 
 def _slice_suffix(entry: StateEntry) -> str:
@@ -96,7 +96,7 @@ def _methods(manifest: Manifest) -> list[str]:
         )
         for name, method in manifest.methods.items()
     ]
-    return _table(rows, "<>>>>>")
+    return table(rows, "<>>>>>")
 
 
 def _share(method: Method) -> str:
@@ -124,7 +124,7 @@ def _outside(manifest: Manifest) -> list[str]:
     total = sum(op.count for method in manifest.methods.values() for op in method.outside)
     return [
         f"outside the delegate: {_plural(total, 'operator')}",
-        *_indent(_table(rows, "<><<<")),
+        *_indent(table(rows, "<><<<")),
     ]
 
 
@@ -132,7 +132,7 @@ def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def _table(rows: Sequence[Sequence[str]], alignment: str) -> list[str]:
+def table(rows: Sequence[Sequence[str]], alignment: str) -> list[str]:
     """Returns one line for each row; `alignment` has `<` or `>` for each column."""
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(len(alignment))]
     return [

@@ -2,17 +2,20 @@
 
 from pockmobile.capture.adapters import with_adapters
 from pockmobile.capture.forward import Forward, export_forward
-from pockmobile.capture.joint import capture_joint, capture_predict, model_output
+from pockmobile.capture.interpreter import ForwardInterpreter
+from pockmobile.capture.joint import capture_joint, capture_predict, model_output, named_targets
 from pockmobile.capture.layers import describe_layers
 from pockmobile.capture.ranges import index_limits
 
 __all__ = [
     "Forward",
+    "ForwardInterpreter",
     "capture_joint",
     "capture_predict",
     "describe_layers",
     "export_forward",
     "index_limits",
     "model_output",
+    "named_targets",
     "with_adapters",
 ]

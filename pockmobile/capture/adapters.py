@@ -1,9 +1,9 @@
-"""Low-rank adapters (Hu et al., LoRA, ICLR 2022) beside the linear layers of a model."""
+"""Low-rank adapters (Hu et al., LoRA, ICLR 2022) beside linear layers and 1x1 convolutions."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, fx
@@ -14,36 +14,41 @@ from pockmobile.plan import ADAPTER_A, ADAPTER_B
 
 _aten = torch.ops.aten
 _SEED: Final = 0
+_GEOMETRY: Final = (1, 0, 1, 1)
+"""A convolution's stride, padding, dilation and groups where they are left out."""
 
 
 def with_adapters(forward: Forward, adapters: Mapping[str, int]) -> Forward:
     """Adds `x A^T B^T` to each linear layer that `adapters` names by its weight.
 
     The parameters are `<weight>.lora_a` [rank, in], uniform as in `nn.Linear`, and
-    `<weight>.lora_b` [out, rank], zeros: at the start the model is the one that it was.
+    `<weight>.lora_b` [out, rank], zeros: at the start the model is the one that it was. A
+    1x1 convolution without groups is a linear layer at each place; its factors have two
+    more dimensions of size one.
 
     Raises:
-        PlanError: a name that is no linear layer's weight, or a rank that it cannot have.
+        PlanError: a name that is no such layer's weight, or a rank that it cannot have.
     """
     if not adapters:
         return forward
     graph = fx.Graph()
     graph.output(graph.graph_copy(forward.graph.graph, {}))
     module = fx.GraphModule(forward.graph, graph)
-    linears = _linears(module, forward)
+    layers = _adaptable(module, forward)
     parameters, tensors = dict(forward.parameters), dict(forward.tensors)
     generator = torch.Generator().manual_seed(_SEED)
     for weight, rank in adapters.items():
-        if weight not in linears:
+        if weight not in layers:
             raise PlanError(
-                f"{weight!r} is no linear layer's weight: {nearest(weight, linears)}"
+                f"{weight!r} is no weight of a linear layer or 1x1 convolution: "
+                f"{nearest(weight, layers)}"
             )
         low = _start(weight, rank, forward.parameters[weight], generator)
         for name, value in low.items():
             attribute = name.replace(".", "__")
             module.register_buffer(attribute, value)
             tensors[attribute], parameters[name] = name, value
-        for node in linears[weight]:
+        for node in layers[weight]:
             _insert(node, [name.replace(".", "__") for name in low])
     module.recompile()
     trainable = forward.trainable | (parameters.keys() - forward.parameters.keys())
@@ -57,33 +62,52 @@ def with_adapters(forward: Forward, adapters: Mapping[str, int]) -> Forward:
     )
 
 
-def _linears(module: fx.GraphModule, forward: Forward) -> dict[str, list[fx.Node]]:
+def is_adaptable(node: fx.Node, weight: Tensor) -> bool:
+    """Whether an operator is linear in channels, at each place for itself.
+
+    Args:
+        node: an operator of the forward pass.
+        weight: its weight.
+    """
+    if node.target is _aten.linear.default:
+        return True
+    if node.target is not _aten.conv2d.default or tuple(weight.shape[2:]) != (1, 1):
+        return False
+    geometry: list[Any] = [*node.args[3:7], *_GEOMETRY[len(node.args[3:7]) :]]
+    return geometry[1] in (0, [0, 0]) and geometry[3] == 1
+
+
+def _adaptable(module: fx.GraphModule, forward: Forward) -> dict[str, list[fx.Node]]:
     found: dict[str, list[fx.Node]] = {}
     for node in module.graph.nodes:
-        if node.target is _aten.linear.default and node.args[1].op == "get_attr":
-            name = forward.tensors[str(node.args[1].target)]
-            found.setdefault(name, []).append(node)
-    return {name: nodes for name, nodes in found.items() if name in forward.parameters}
+        weight = node.args[1] if len(node.args) > 1 else None
+        if node.op == "call_function" and getattr(weight, "op", "") == "get_attr":
+            name = forward.tensors[str(weight.target)]  # type: ignore[union-attr]
+            if name in forward.parameters and is_adaptable(node, forward.parameters[name]):
+                found.setdefault(name, []).append(node)
+    return found
 
 
 def _start(
     name: str, rank: int, weight: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    outputs, inputs = weight.shape
+    outputs, inputs, *places = weight.shape
     if not 0 < rank <= min(outputs, inputs):
         raise PlanError(f"{name} {list(weight.shape)} cannot have an adapter of rank {rank}")
     bound = 1.0 / math.sqrt(inputs)
-    uniform = torch.rand((rank, inputs), generator=generator, dtype=weight.dtype)
-    zeros = torch.zeros((outputs, rank), dtype=weight.dtype)
+    uniform = torch.rand((rank, inputs, *places), generator=generator, dtype=weight.dtype)
+    zeros = torch.zeros((outputs, rank, *places), dtype=weight.dtype)
     return {f"{name}.{ADAPTER_A}": (2.0 * uniform - 1.0) * bound, f"{name}.{ADAPTER_B}": zeros}
 
 
 def _insert(node: fx.Node, attributes: list[str]) -> None:
     graph, users = node.graph, list(node.users)
+    layer: Any = node.target
     with graph.inserting_before(node.next):
         down, up = (graph.get_attr(name) for name in attributes)
-        low = graph.call_function(_aten.linear.default, (node.args[0], down))
-        change = graph.call_function(_aten.linear.default, (low, up))
+        # The stride belongs to the way down: the way up sees what is left.
+        low = graph.call_function(layer, (node.args[0], down, None, *node.args[3:4]))
+        change = graph.call_function(layer, (low, up))
         total = graph.call_function(_aten.add.Tensor, (node, change))
     for added in (down, up, low, change, total):
         added.meta = dict(node.meta)

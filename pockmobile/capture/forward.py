@@ -1,7 +1,8 @@
 """The forward pass as `torch.export` sees it, with parameters by name."""
 
+import io
 from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -91,7 +92,9 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         except Exception as error:
             raise forward_failure(error, (args, kwargs)) from error
         try:
-            return torch.export.export(model, args, kwargs, strict=False)
+            # It prints the graph of a model that it cannot capture, on top of its error.
+            with redirect_stderr(io.StringIO()):
+                return torch.export.export(model, args, kwargs, strict=False)
         except Exception as error:
             raise ModelError(
                 f"torch.export cannot capture the model: {first_line(error)}; see the "

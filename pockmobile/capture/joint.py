@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from pockmobile.capture.decompositions import DECOMPOSITIONS
 from pockmobile.capture.forward import Forward, first_line, forward_failure, is_mutation
-from pockmobile.capture.semantics import RULES
+from pockmobile.capture.interpreter import ForwardInterpreter
 from pockmobile.capture.supported import explaining_gradients, module_path
 from pockmobile.errors import ModelError
 from pockmobile.graph import JointGraph, Port, Role, verify
@@ -27,13 +27,11 @@ from pockmobile.graph.rewrite import MODULE_KEY, to_meta
 from pockmobile.loss import Evaluation, Loss
 
 
-class _ForwardInterpreter(fx.Interpreter):
-    """Runs the exported forward pass on given tensors, under the rules of fine-tuning."""
+class _TracedInterpreter(ForwardInterpreter):
+    """Lets the backward operators of each node be traced as those of the same module."""
 
     def __init__(self, forward: Forward, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__(forward.graph)
-        self._forward = forward
-        self._tensors = tensors
+        super().__init__(forward, tensors)
         self._hooked: set[GradientFunction] = set()
 
     def run_node(self, n: fx.Node) -> Any:
@@ -42,8 +40,6 @@ class _ForwardInterpreter(fx.Interpreter):
         return result
 
     def _attribute_backward(self, result: Any, stack: Any) -> None:
-        """Lets the backward operators of a node be traced as those of the same module."""
-
         def enter(_: Any) -> None:
             get_current_meta()["nn_module_stack"] = stack
 
@@ -55,21 +51,6 @@ class _ForwardInterpreter(fx.Interpreter):
             self._hooked.add(function)
             function.register_prehook(enter)
             pending.extend(parent for parent, _ in function.next_functions)
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:
-        return self._tensors[self._forward.tensors[target]]
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return RULES.get(target, target)(*args, **kwargs)
-
-    def outputs(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-        """Returns the tensors that the model returns, at least one."""
-        leaves = self._forward.with_inputs(inputs)
-        result = self.run(*leaves, enable_io_processing=False)
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if not outputs:
-            raise ModelError("the model returns no tensor; expected its outputs (logits)")
-        return outputs
 
 
 def capture_joint(
@@ -118,7 +99,7 @@ def capture_predict(forward: Forward, inputs: Mapping[str, Tensor]) -> JointGrap
 
     def predict(tensors: dict[str, Tensor], inputs: dict[str, Tensor]) -> list[Tensor]:
         with torch.no_grad():
-            return _ForwardInterpreter(forward, tensors).outputs(inputs)
+            return ForwardInterpreter(forward, tensors).outputs(inputs)
 
     module, spec = _trace(predict, _tensors(forward), dict(inputs))
     names = ["output"] if len(spec) == 1 else [f"output_{index}" for index in range(len(spec))]
@@ -133,11 +114,27 @@ def model_output(forward: Forward, inputs: Mapping[str, Tensor]) -> Tensor:
     """
     try:
         with torch.no_grad():
-            return _ForwardInterpreter(forward, _tensors(forward)).outputs(inputs)[0]
+            return ForwardInterpreter(forward, _tensors(forward)).outputs(inputs)[0]
     except ModelError:
         raise
     except Exception as error:
         raise forward_failure(error, dict(inputs)) from error
+
+
+def named_targets(
+    targets: tuple[Tensor, ...] | None, loss: Loss, output: Tensor
+) -> dict[str, Tensor]:
+    """Returns the targets by name, as the program takes them; the loss makes them if None.
+
+    Raises:
+        ModelError: there are none.
+    """
+    targets = loss.example_targets(output) if targets is None else targets
+    if not targets:
+        raise ModelError(f"loss {loss.name} needs targets, found none")
+    if len(targets) == 1:
+        return {"target": targets[0]}
+    return {f"target_{index}": value for index, value in enumerate(targets)}
 
 
 def _tensors(forward: Forward) -> dict[str, Tensor]:
@@ -151,7 +148,7 @@ def _evaluate(
     targets: Mapping[str, Tensor],
     loss: Loss,
 ) -> Evaluation:
-    output = _ForwardInterpreter(forward, tensors).outputs(inputs)[0]
+    output = _TracedInterpreter(forward, tensors).outputs(inputs)[0]
     with preserve_node_meta(False):
         try:
             result = loss.evaluate(output, tuple(targets.values()))

@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 from torch import fx
 
+from pockmobile.capture.adapters import is_adaptable
 from pockmobile.capture.forward import Forward
 from pockmobile.plan import Kind, Layer
 
@@ -68,7 +69,8 @@ def _layers_of(forward: Forward, node: fx.Node) -> Iterator[Layer]:
         return
     weight = names.get(_argument(node, weight_index), "")
     bias = names.get(_argument(node, bias_index), "")
-    yield Layer(_owner(weight or bias), "", kind, weight, bias)
+    adapts = bool(weight) and is_adaptable(node, forward.parameters[weight])
+    yield Layer(_owner(weight or bias), "", kind, weight, bias, is_adaptable=adapts)
 
 
 def _argument(node: fx.Node, index: int) -> Any:

@@ -70,11 +70,26 @@ def example_batch(
         batch = ExampleBatch((), {})
     if not batch.args and not batch.kwargs:
         batch = replace(batch, args=loaded.example_args, kwargs=loaded.example_kwargs or {})
-    batch = _fit(batch, batch_size)
-    if isinstance(loaded.model, ExportedProgram):
-        return _match_archive(loaded.model, batch, loaded.name)
-    _check_signature(inspect.signature(loaded.model.forward), batch)
+    batch = _ordered(loaded, _fit(batch, batch_size))
+    _check_shapes(loaded, batch)
     return batch
+
+
+def all_examples(loaded: LoadedModel, file: Path, batch_size: int) -> ExampleBatch:
+    """Returns all rows of a file, as the model takes them in batches of `batch_size`.
+
+    Raises:
+        ModelFileError: the file is damaged or does not fit the model.
+    """
+    batch = _ordered(loaded, _fit(read_batch(file), None))
+    _check_shapes(loaded, _fit(batch, batch_size))
+    return batch
+
+
+def own_batch_size(loaded: LoadedModel) -> int:
+    """Returns the batch size of the archive's example inputs, or 8 if it has none."""
+    own = (*loaded.example_args, *(loaded.example_kwargs or {}).values())
+    return len(own[0]) if own and own[0].dim() else DEFAULT_BATCH_SIZE
 
 
 def _from_shapes(shapes: Sequence[InputShape], batch_size: int) -> ExampleBatch:
@@ -181,12 +196,12 @@ def _check_signature(signature: inspect.Signature, batch: ExampleBatch) -> None:
         ) from error
 
 
-def _match_archive(exported: ExportedProgram, batch: ExampleBatch, model: str) -> ExampleBatch:
-    """Orders the inputs as the archive takes them, and checks the shapes that it fixes."""
-    placeholders = [str(name) for name in exported.graph_signature.user_inputs]
-    keywords = [str(name) for name in exported.call_spec.in_spec.child(1).context]
-    num_args = len(placeholders) - len(keywords)
-    names = placeholders[:num_args] + keywords
+def _ordered(loaded: LoadedModel, batch: ExampleBatch) -> ExampleBatch:
+    """Orders the inputs as an archive takes them; those of a module must fit `forward`."""
+    if not isinstance(loaded.model, ExportedProgram):
+        _check_signature(inspect.signature(loaded.model.forward), batch)
+        return batch
+    model, names = loaded.name, _input_names(loaded.model)
     for name in batch.kwargs:
         if name not in names:
             raise ModelFileError(f"{model} has no input {name!r}: {nearest(name, names)}")
@@ -196,11 +211,32 @@ def _match_archive(exported: ExportedProgram, batch: ExampleBatch, model: str) -
         raise ModelFileError(
             f"{model} takes {len(names)} inputs ({', '.join(names)}), found {num_found}"
         )
-    nodes = {node.name: node for node in exported.graph.find_nodes(op="placeholder")}
-    for placeholder, name in zip(placeholders, names, strict=True):
-        _check_shape(model, name, inputs[name], nodes[placeholder].meta["val"])
-    args = tuple(inputs[name] for name in names[:num_args])
+    keywords = _keywords(loaded.model)
+    args = tuple(inputs[name] for name in names[: len(names) - len(keywords)])
     return ExampleBatch(args, {name: inputs[name] for name in keywords}, batch.targets)
+
+
+def _input_names(exported: ExportedProgram) -> list[str]:
+    """Returns the names of an archive's inputs, those by keyword last."""
+    placeholders, keywords = exported.graph_signature.user_inputs, _keywords(exported)
+    return [*map(str, placeholders[: len(placeholders) - len(keywords)]), *keywords]
+
+
+def _keywords(exported: ExportedProgram) -> list[str]:
+    return [str(name) for name in exported.call_spec.in_spec.child(1).context]
+
+
+def _check_shapes(loaded: LoadedModel, batch: ExampleBatch) -> None:
+    """Checks the shapes that an archive fixes; `batch` is in its order."""
+    if not isinstance(loaded.model, ExportedProgram):
+        return
+    nodes = {node.name: node for node in loaded.model.graph.find_nodes(op="placeholder")}
+    inputs = (*batch.args, *batch.kwargs.values())
+    names = zip(
+        loaded.model.graph_signature.user_inputs, _input_names(loaded.model), strict=True
+    )
+    for (placeholder, name), tensor in zip(names, inputs, strict=True):
+        _check_shape(loaded.name, name, tensor, nodes[str(placeholder)].meta["val"])
 
 
 def _check_shape(model: str, name: str, tensor: Tensor, expected: Tensor) -> None:

@@ -1,11 +1,11 @@
 """What a target is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
-from torch import nn
+from torch import fx, nn
 
 from pockmobile.graph import JointGraph
 from pockmobile.passes import Pass
@@ -43,10 +43,16 @@ class Target(ABC):
     """Where a program runs: its decompositions, and how its operators are lowered."""
 
     name: str
+    views: frozenset[Any]
+    """The operators whose result lies where their input lies: they move nothing."""
 
     @abstractmethod
     def passes(self) -> Sequence[Pass]:
         """Returns the passes that write the graph in the target's own operators, in order."""
+
+    @abstractmethod
+    def delegates(self, node: fx.Node, constants: Container[fx.Node]) -> bool:
+        """Whether a delegate takes an operator, of whose inputs `constants` are frozen."""
 
     @abstractmethod
     def lower(self, graph: JointGraph) -> LoweredMethod:

@@ -1,11 +1,11 @@
 """The portable target: ExecuTorch's own kernels alone, the oracle of every other target."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, Final, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from pockmobile.graph import JointGraph
 from pockmobile.graph.joint import constant_value
@@ -21,10 +21,15 @@ class Portable(Target):
     """Runs every operator on ExecuTorch's portable or optimised CPU kernels."""
 
     name = "portable"
+    views = frozenset({_aten.view_copy.default})
 
     def passes(self) -> Sequence[Pass]:
         """Returns what writes the masks of backward operators, and what has no kernel."""
         return (Decompose("portable", lambda node: _TABLE.get(node.target)),)
+
+    def delegates(self, node: fx.Node, constants: Container[fx.Node]) -> bool:
+        """Nothing is delegated."""
+        return False
 
     def lower(self, graph: JointGraph) -> LoweredMethod:
         """Returns the graph itself: nothing is delegated."""

@@ -110,12 +110,13 @@ def _order(graph: JointGraph, cut: Partition) -> list[fx.Node | int]:
     done: set[fx.Node | int] = set()
     order: list[fx.Node | int] = []
 
-    def needs(step: fx.Node | int) -> set[fx.Node | int]:
+    def needs(step: fx.Node | int) -> list[fx.Node | int]:
         nodes = cut.delegates[step] if isinstance(step, int) else (step,)
-        found = {
+        found = [
             member.get(parent, parent) for node in nodes for parent in node.all_input_nodes
-        }
-        return found - {step}
+        ]
+        # No set, whose order would change from one compilation to the next.
+        return [other for other in dict.fromkeys(found) if other != step]
 
     stack: list[fx.Node | int] = []
     for step in (member.get(node, node) for node in graph.nodes):

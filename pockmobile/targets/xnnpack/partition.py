@@ -77,8 +77,9 @@ def partition(graph: JointGraph, constants: Mapping[fx.Node, Tensor]) -> Partiti
         for reason in [refusal(node, constants)]
         if reason
     }
-    for node in _small_preludes(graph, constants, refusals):
-        refusals[node] = _TOO_FEW
+    preludes = _small_preludes(graph, constants, refusals)
+    # In the graph's order: a set's would change from one compilation to the next.
+    refusals.update((node, _TOO_FEW) for node in graph.nodes if node in preludes)
     while True:
         groups = _groups(graph, constants, refusals)
         small = [group for group in groups if _is_small(group)]

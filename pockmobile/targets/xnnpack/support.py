@@ -1,7 +1,7 @@
 """Which operators the delegate takes, and why it leaves the others."""
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, Final
 
 import torch
@@ -27,7 +27,7 @@ EMITTERS: Final[Mapping[Any, Emit]] = {
 _MAX_RANK: Final = 6
 
 
-def refusal(node: fx.Node, constants: Mapping[fx.Node, Tensor]) -> str | None:
+def refusal(node: fx.Node, constants: Container[fx.Node]) -> str | None:
     """Returns why the delegate does not take a node, or None if it does."""
     if node.target not in EMITTERS:
         return "XNNPACK has no such operator"
@@ -56,16 +56,16 @@ def _refuse_types(node: fx.Node) -> str | None:
     return None
 
 
-_Check = Callable[[fx.Node, Mapping[fx.Node, Tensor]], str | None]
+_Check = Callable[[fx.Node, Container[fx.Node]], str | None]
 
 
-def _refuse_getitem(node: fx.Node, constants: Mapping[fx.Node, Tensor]) -> str | None:
+def _refuse_getitem(node: fx.Node, constants: Container[fx.Node]) -> str | None:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     return refusal(source, constants)
 
 
-def _refuse_convolution(node: fx.Node, constants: Mapping[fx.Node, Tensor]) -> str | None:
+def _refuse_convolution(node: fx.Node, constants: Container[fx.Node]) -> str | None:
     weight, bias = node.args[1:3]
     if weight not in constants or (bias is not None and bias not in constants):
         return "XNNPACK packs a convolution's weight and bias, so they must be frozen"
@@ -74,17 +74,17 @@ def _refuse_convolution(node: fx.Node, constants: Mapping[fx.Node, Tensor]) -> s
     return None
 
 
-def _refuse_slice(node: fx.Node, constants: Mapping[fx.Node, Tensor]) -> str | None:
+def _refuse_slice(node: fx.Node, constants: Container[fx.Node]) -> str | None:
     step = node.args[4] if len(node.args) > 4 else 1
     return None if step == 1 else "XNNPACK slices with a step of one only"
 
 
-def _refuse_softmax(node: fx.Node, constants: Mapping[fx.Node, Tensor]) -> str | None:
+def _refuse_softmax(node: fx.Node, constants: Container[fx.Node]) -> str | None:
     is_last = int(node.args[1]) % len(shape_of(node)) == len(shape_of(node)) - 1  # type: ignore
     return None if is_last else "XNNPACK takes a softmax over the last dimension only"
 
 
-def _refuse_pooling(node: fx.Node, constants: Mapping[fx.Node, Tensor]) -> str | None:
+def _refuse_pooling(node: fx.Node, constants: Container[fx.Node]) -> str | None:
     if any(user.args[1] != 0 for user in node.users):
         return "XNNPACK's max pooling does not tell where the maximum was"
     if len(node.args) > 5 and node.args[5]:
@@ -92,20 +92,20 @@ def _refuse_pooling(node: fx.Node, constants: Mapping[fx.Node, Tensor]) -> str |
     return None
 
 
-def _refuse_gelu(node: fx.Node, constants: Mapping[fx.Node, Tensor]) -> str | None:
+def _refuse_gelu(node: fx.Node, constants: Container[fx.Node]) -> str | None:
     return None if node.kwargs.get("approximate", "none") == "none" else "a GELU by tanh"
 
 
-def _refuse_scaled(node: fx.Node, constants: Mapping[fx.Node, Tensor]) -> str | None:
+def _refuse_scaled(node: fx.Node, constants: Container[fx.Node]) -> str | None:
     return f"with {', '.join(node.kwargs)}" if node.kwargs else None
 
 
-def _refuse_pad(node: fx.Node, constants: Mapping[fx.Node, Tensor]) -> str | None:
+def _refuse_pad(node: fx.Node, constants: Container[fx.Node]) -> str | None:
     pads: list[int] = list(node.args[1])  # type: ignore[arg-type]
     return "XNNPACK does not crop by padding" if min(pads) < 0 else None
 
 
-def _refuse_addmm(node: fx.Node, constants: Mapping[fx.Node, Tensor]) -> str | None:
+def _refuse_addmm(node: fx.Node, constants: Container[fx.Node]) -> str | None:
     bias = node.args[0]
     assert isinstance(bias, fx.Node)
     if node.kwargs or shape_of(bias) != shape_of(node)[1:]:

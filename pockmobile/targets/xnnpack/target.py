@@ -1,7 +1,10 @@
 """XNNPACK: float32 on the CPU of phones and of Arm Linux."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import final
+
+import torch
+from torch import fx
 
 from pockmobile.graph import JointGraph
 from pockmobile.graph.rewrite import MODULE_KEY
@@ -19,6 +22,9 @@ from pockmobile.targets.xnnpack.convolutions import select_convolution
 from pockmobile.targets.xnnpack.decompositions import select
 from pockmobile.targets.xnnpack.delegate import insert_delegates
 from pockmobile.targets.xnnpack.partition import constant_tensors, partition
+from pockmobile.targets.xnnpack.support import refusal
+
+_aten = torch.ops.aten
 
 
 @final
@@ -26,6 +32,9 @@ class Xnnpack(Target):
     """Delegates nearly all of a training step to XNNPACK, on the stock runtime."""
 
     name = "xnnpack"
+    views = frozenset(
+        {_aten.view_copy.default, _aten.permute_copy.default, _aten.expand_copy.default}
+    )
 
     def passes(self) -> Sequence[Pass]:
         """Returns the rewrites into XNNPACK's operators."""
@@ -38,6 +47,10 @@ class Xnnpack(Target):
             EliminateCommon(),
             Decompose("convolutions", select_convolution),
         )
+
+    def delegates(self, node: fx.Node, constants: Container[fx.Node]) -> bool:
+        """Whether XNNPACK takes an operator, of whose inputs `constants` are frozen."""
+        return refusal(node, constants) is None
 
     def lower(self, graph: JointGraph) -> LoweredMethod:
         """Returns the graph with its delegates compiled."""

@@ -1,0 +1,1 @@
+"""The options that `export` and `analyze` share, and what these make."""

@@ -1,0 +1,39 @@
+"""The passes of every method, in order: from a joint graph to a target's operators."""
+
+from collections.abc import Sequence
+
+from pockmobile import passes as p
+from pockmobile.plan import UpdatePlan
+from pockmobile.targets import Target
+
+
+def pruning(plan: UpdatePlan) -> Sequence[p.Pass]:
+    """Freezes what the plan does not train, and drops what that leaves without use."""
+    return [p.Canonicalize(), p.ApplyPlan(plan), p.Prune()]
+
+
+def simplification() -> Sequence[p.Pass]:
+    """Rewrites plain ATen into less of it, whatever the target."""
+    return [
+        p.FoldConstants(),
+        p.RemoveNoops(),
+        p.EliminateCommon(),
+        p.FoldScale(),
+        p.MaskFromOutput(),
+    ]
+
+
+def cleaning() -> Sequence[p.Pass]:
+    """Drops what a target's rewrites leave behind."""
+    return [
+        p.Canonicalize(),
+        p.FoldConstants(),
+        p.RemoveNoops(),
+        p.EliminateCommon(),
+        p.Prune(),
+    ]
+
+
+def rewriting(target: Target) -> Sequence[p.Pass]:
+    """From plain ATen to the target's operators."""
+    return [*simplification(), *target.passes(), *cleaning()]

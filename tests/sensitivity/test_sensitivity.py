@@ -1,0 +1,98 @@
+"""An analysis tells which options gain over the base, and how sure that is."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pockmobile.errors import UsageError
+from pockmobile.optim import SGD
+from pockmobile.sensitivity import (
+    FirstLook,
+    Outcome,
+    Schedule,
+    Sensitivity,
+    fine_tune,
+    first_look,
+    measure_sensitivity,
+)
+from pockmobile.sensitivity import sensitivity as module
+from tests.sensitivity.tiny_tasks import SCHEDULE, mlp_task, space_of
+
+TASK = mlp_task()
+SPACE = space_of(TASK.forward)
+
+
+def even_look() -> FirstLook:
+    names = TASK.forward.parameters.items()
+    return FirstLook({name: torch.ones_like(value) / value.numel() for name, value in names})
+
+
+def analysed(monkeypatch: pytest.MonkeyPatch, gains: dict[str, float]) -> Sensitivity:
+    """The analysis where each option gains what is told, and base and seeds differ a little."""
+
+    def measure(task: object, plans: dict[str, object], *_: object, **__: object) -> object:
+        return {
+            name: tuple(
+                Outcome(0.5 + gains.get(name, 0.0) + noise, 1.0) for noise in (0.0, 0.1)
+            )
+            for name in plans
+        }
+
+    monkeypatch.setattr(module, "measure_plans", measure)
+    return measure_sensitivity(TASK, SPACE, SCHEDULE, look=even_look())
+
+
+def test_gains_are_over_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = analysed(monkeypatch, {"layers.0 whole": 0.25, "layers.1 bias": -0.125})
+    gains = {c.option: c for c in found.contributions}
+    assert list(gains) == [option.name for option in SPACE.options]
+    assert gains["layers.0 whole"].gain == pytest.approx(0.25)
+    assert gains["layers.1 bias"].gain == pytest.approx(-0.125)
+    assert found.metric == "accuracy"
+    assert found.head == pytest.approx(0.55)
+    assert found.start == fine_tune(TASK, {}, SCHEDULE, 0).metric
+    # Noise is the same for base and option, so that nothing of it is left in the difference.
+    assert all(c.half_width == pytest.approx(0.0, abs=1e-9) for c in found.contributions)
+    assert gains["layers.0 bias"].num_repeats == 2
+
+
+def test_shares_are_measured_where_the_whole_weight_helps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = analysed(monkeypatch, {"layers.0 whole": 0.25, "layers.0 1/4": 0.125})
+    gains = {c.option: c for c in found.contributions}
+    assert gains["layers.0 1/4"].gain == pytest.approx(0.125)
+    assert not gains["layers.0 1/2"].is_screened
+    skipped = gains["layers.1 1/4"]
+    assert (skipped.is_screened, skipped.gain, skipped.num_repeats) == (True, 0.0, 0)
+
+
+def test_what_promises_nothing_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    squares = dict(even_look().squares)
+    squares["layers.1.bias"] = torch.zeros(32)
+    monkeypatch.setattr(module, "first_look", lambda *_: FirstLook(squares))
+    found = measure_sensitivity(TASK, SPACE, SCHEDULE, num_processes=1)
+    screened = {c.option for c in found.contributions if c.is_screened}
+    assert "layers.1 bias" in screened
+    assert "layers.0 bias" not in screened
+
+
+def test_a_layer_that_the_task_needs_gains(tmp_path: Path) -> None:
+    task = mlp_task(num_train=80, num_eval=60)
+    schedule = Schedule(num_steps=40, lr=0.5, optimizer=SGD())
+    store = tmp_path / "store"
+    found = measure_sensitivity(task, SPACE, schedule, store=store, num_processes=1)
+    best = max(found.contributions, key=lambda c: c.gain)
+    assert best.gain > best.half_width > 0.0
+    assert found.head >= found.start
+    again = measure_sensitivity(
+        task, SPACE, schedule, look=first_look(task, SPACE), store=store, num_processes=1
+    )
+    assert replace(again, seconds=0.0) == replace(found, seconds=0.0)
+
+
+def test_an_interval_needs_repeats() -> None:
+    with pytest.raises(UsageError, match="an interval needs at least 2 repeats, found 1"):
+        measure_sensitivity(TASK, SPACE, SCHEDULE, num_repeats=1)
