@@ -7,18 +7,14 @@ from pockmobile.cost.work import Work
 
 RATES: Final[Mapping[str, Mapping[Work, float]]] = {
     "portable": {
-        Work.DENSE: 1e-10,
-        Work.GROUPED: 4e-10,
-        Work.PACKED: 2e-10,
-        Work.BYTES: 1e-10,
-        Work.OPERATORS: 2e-6,
+        Work.DENSE: 5.06e-10,
+        Work.GROUPED: 4.02e-8,
     },
     "xnnpack": {
-        Work.DENSE: 1e-10,
-        Work.GROUPED: 4e-10,
-        Work.PACKED: 2e-10,
-        Work.BYTES: 1e-10,
-        Work.OPERATORS: 2e-6,
+        Work.DENSE: 1.38e-11,
+        Work.GROUPED: 8.69e-11,
+        Work.PACKED: 1.95e-10,
+        Work.OPERATORS: 1.85e-6,
     },
 }
 """Target -> seconds for each unit of work, on one thread of the machine of the README.
