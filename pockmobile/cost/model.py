@@ -1,5 +1,6 @@
 """Predicts the memory and the time of a plan's training step, without lowering it."""
 
+import operator
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -175,7 +176,7 @@ class _Step:
         self._copied = self._copies(needed)
         for number in self._copied:
             is_constant[number] = False
-        self._order = [number for number in needed if not is_constant[number]]
+        self._order = self._host_first([n for n in needed if not is_constant[n]])
         self._last = self._last_reads()
         self._loads = {
             number: self._load(number)
@@ -216,6 +217,23 @@ class _Step:
             dict(self._work),
             self._memory.moments,
         )
+
+    def _host_first(self, order: list[int]) -> list[int]:
+        """Moves up what the host does before it calls the first delegate."""
+        model = self._model
+        early: set[int] = set()
+        for number in order:
+            node, parents = model.nodes[number], model.parents[number]
+            frozen = tuple(p for p in parents if self._is_constant[p])
+            is_view = model.roots[number] != number or node.target is operator.getitem
+            if node.op != "call_function" or (
+                all(parent in early or parent in frozen for parent in parents)
+                and (
+                    is_view or number in self._copied or model.load(number, frozen, ()).is_host
+                )
+            ):
+                early.add(number)
+        return sorted(order, key=lambda number: number not in early)
 
     def _update_all(self, parts: Sequence[Part]) -> None:
         for part in parts:
