@@ -87,7 +87,7 @@ def test_an_interruption_ends_all_processes(tmp_path: Path) -> None:
     assert len(children) >= 2
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert errors.count(b"Traceback") == errors.count(b"KeyboardInterrupt") == 1
+    assert errors.count(b"Traceback") <= 1  # That of the interrupted process, no worker's.
     assert b"leaked" not in errors
     _wait_for_end(children)
 
