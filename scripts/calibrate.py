@@ -214,7 +214,10 @@ def _predict(work: Mapping[str, float], rates: Mapping[str, float]) -> float:
 def _fit(samples: Sequence[Sample], seconds: Sequence[float]) -> dict[str, float]:
     """Least squares of the relative errors over rates that are not negative."""
     kinds = [kind.value for kind in Work]
-    rows = [[s.work.get(kind, 0.0) / t for kind in kinds] for s, t in zip(samples, seconds)]  # noqa: B905
+    rows = [
+        [s.work.get(kind, 0.0) / t for kind in kinds]
+        for s, t in zip(samples, seconds, strict=True)
+    ]
     matrix: np.ndarray[Any, Any] = np.array(rows)
     rates = np.zeros(len(kinds))
     residual = np.ones(len(samples))

@@ -10,9 +10,8 @@ from typing import Any, Final, final
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
 
-from pockmobile.graph import JointGraph
+from pockmobile.graph import JointGraph, rewrite
 from pockmobile.graph.rewrite import shape_of, value_of
 from pockmobile.targets import Target
 
@@ -143,11 +142,8 @@ def root(node: fx.Node, target: Target) -> fx.Node:
 
 
 def num_bytes(node: fx.Node) -> int:
-    """Returns the size of a node's tensors; an operator with several results has none."""
-    value = node.meta["val"]
-    if not isinstance(value, Tensor):
-        return 0
-    return value.numel() * value.element_size()
+    """Returns the size of a node's tensor; where there are several, `getitem` has them."""
+    return rewrite.num_bytes(node) if isinstance(node.meta["val"], Tensor) else 0
 
 
 def work_of(node: fx.Node, constants: set[fx.Node]) -> Mapping[Work, float]:
@@ -160,9 +156,8 @@ def work_of(node: fx.Node, constants: set[fx.Node]) -> Mapping[Work, float]:
 
 
 def _moved(node: fx.Node, constants: set[fx.Node]) -> int:
-    values = [leaf for leaf in tree_leaves(node.meta["val"]) if isinstance(leaf, Tensor)]
-    written = sum(value.numel() * value.element_size() for value in values)
-    return written + sum(num_bytes(p) for p in node.all_input_nodes if p not in constants)
+    read = [parent for parent in node.all_input_nodes if parent not in constants]
+    return rewrite.num_bytes(node) + sum(map(num_bytes, read))
 
 
 def _packed(node: fx.Node, constants: set[fx.Node]) -> Mapping[Work, float]:

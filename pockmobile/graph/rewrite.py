@@ -40,6 +40,12 @@ def shape_of(node: fx.Node) -> list[int]:
     return [int(size) for size in value_of(node).shape]
 
 
+def num_bytes(node: fx.Node) -> int:
+    """Returns the size of all tensors that a node yields."""
+    values = [leaf for leaf in tree_leaves(node.meta["val"]) if isinstance(leaf, Tensor)]
+    return sum(value.numel() * value.element_size() for value in values)
+
+
 def infer(target: Any, args: Any, kwargs: Any) -> Any:
     """Runs `target` on the meta tensors of its arguments; the results are contiguous."""
     args, kwargs = tree_map(

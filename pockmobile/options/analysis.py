@@ -159,9 +159,7 @@ class TaskData:
     @property
     def example(self) -> "Examples":
         """The first batch."""
-        import torch
-
-        return self.train.select(torch.arange(self.batch_size))
+        return self.train.first(self.batch_size)
 
 
 def read_data(options: argparse.Namespace, loaded: "LoadedModel") -> TaskData:

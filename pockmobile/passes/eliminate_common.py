@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.utils._pytree import tree_map
 
 from pockmobile.graph import JointGraph
 from pockmobile.graph.joint import constant_value
-from pockmobile.graph.rewrite import is_random
+from pockmobile.graph.rewrite import is_random, num_bytes
 from pockmobile.passes.base import Pass, finish
 
 
@@ -69,12 +69,7 @@ def _duplicates(graph: JointGraph) -> dict[fx.Node, fx.Node]:
 def _is_expanding(node: fx.Node) -> bool:
     """Whether the result is much larger than the values that it is made of."""
     sources = [parent for parent in node.all_input_nodes if parent.op != "get_attr"]
-    return bool(sources) and _num_elements(node) > _MUCH * sum(map(_num_elements, sources))
-
-
-def _num_elements(node: fx.Node) -> int:
-    value = node.meta["val"]
-    return value.numel() if isinstance(value, Tensor) else 0
+    return bool(sources) and num_bytes(node) > _MUCH * sum(map(num_bytes, sources))
 
 
 def _key(node: fx.Node, found: dict[fx.Node, fx.Node]) -> Any:

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
 
-from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
+from torch import fx
 
 from pockmobile.graph import JointGraph
+from pockmobile.graph.rewrite import num_bytes
 from pockmobile.passes.base import Pass, finish
 
 
@@ -100,7 +100,4 @@ def _peak(nodes: Iterable[fx.Node]) -> int:
 
 
 def _num_bytes(node: fx.Node) -> int:
-    if node.op != "call_function":
-        return 0
-    values = [leaf for leaf in tree_leaves(node.meta["val"]) if isinstance(leaf, Tensor)]
-    return sum(value.numel() * value.element_size() for value in values)
+    return num_bytes(node) if node.op == "call_function" else 0
