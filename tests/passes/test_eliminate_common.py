@@ -64,6 +64,22 @@ def test_a_large_value_is_made_again_where_it_is_needed_long_after(
     assert_same(graph, changed, X)
 
 
+@pytest.mark.parametrize(("num_between", "num_expected"), [(10, 1), (100, 2)])
+def test_a_view_is_made_again_where_it_is_needed_long_after(
+    num_between: int, num_expected: int
+) -> None:
+    def function(x: Tensor) -> Tensor:
+        total = (aten.view_copy(x, [6]) + 1).sum()
+        for _ in range(num_between):
+            total = total.sin()
+        return total + (aten.view_copy(x, [6]) * 2).sum()
+
+    graph = trace(function, X)
+    changed = apply(EliminateCommon(), graph)
+    assert operators(changed).count("view_copy") == num_expected
+    assert_same(graph, changed, X)
+
+
 def constants_of(a: Tensor, b: Tensor) -> list[str]:
     graph = trace(lambda x, a, b: x * a.sum() + b.sum(), X, constants={"a": a, "b": b})
     changed = apply(EliminateCommon(), graph)
