@@ -146,8 +146,9 @@ class NextToken(Loss):
                 f"{list(output.shape)}; choose cross_entropy for one label an example"
             )
         _check_labels(self.name, output, tokens)
-        logits, labels = output[:, :-1], tokens[:, 1:]
-        return Evaluation(_label_loss(logits, labels), _label_metrics(logits, labels))
+        # The last place is ignored, not cut off: a slice would copy all the logits.
+        labels = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], IGNORED_LABEL)], 1)
+        return Evaluation(_label_loss(output, labels), _label_metrics(output, labels))
 
     def example_targets(self, output: Tensor) -> tuple[Tensor, ...]:
         """Returns tokens of number 0."""

@@ -157,6 +157,18 @@ def test_embeddings_are_one_parameter_with_two_uses(
     assert "head.weight" not in dict(model.named_parameters())
 
 
+def test_a_language_model_can_have_a_bias_for_each_token() -> None:
+    torch.manual_seed(0)
+    model = TransformerLM(
+        num_tokens=50, context=8, width=16, num_blocks=1, num_heads=2, head_bias=True
+    )
+    before = model(tokens())
+    with torch.no_grad():
+        model.head.bias[7] += 2.0
+    shift = 2.0 * (torch.arange(50) == 7)
+    torch.testing.assert_close(model(tokens()), before + shift)
+
+
 def test_llama_can_have_a_head_of_its_own() -> None:
     model = small_llama(is_tied=False)
     assert model.head.weight is not model.embedding.weight

@@ -69,6 +69,7 @@ class TransformerLM(nn.Module):
         width: int = 256,
         num_blocks: int = 4,
         num_heads: int = 4,
+        head_bias: bool = False,
     ) -> None:
         """Makes random weights.
 
@@ -78,6 +79,7 @@ class TransformerLM(nn.Module):
             width: of the residual stream.
             num_blocks: how many blocks.
             num_heads: of the attention; a divisor of the width.
+            head_bias: whether each token has a bias of its own, whatever came before.
         """
         super().__init__()
         self.embedding = nn.Embedding(num_tokens, width)
@@ -86,7 +88,7 @@ class TransformerLM(nn.Module):
             TransformerBlock(width, num_heads=num_heads) for _ in range(num_blocks)
         )
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, num_tokens, bias=False)
+        self.head = nn.Linear(width, num_tokens, bias=head_bias)
         self.head.weight = self.embedding.weight
         nn.init.normal_(self.positions, std=_INITIAL_STD)
         self.apply(_initialise)
