@@ -1,0 +1,6 @@
+"""The keyboard: a language model that becomes its owner's."""
+
+from pockmobile.keyboard.tokenizer import tokenize
+from pockmobile.keyboard.vocabulary import FIRST_OWN, NUM_OWN, Vocabulary
+
+__all__ = ["FIRST_OWN", "NUM_OWN", "Vocabulary", "tokenize"]
