@@ -1,7 +1,8 @@
 """Measures how well the cost model predicts exported programs, and fits its rates.
 
-For each model, random plans are exported and timed. The rates are fitted to one part of the
-plans; the errors are those of the others. Results are written as they come:
+For each model, random plans are exported and timed. The rates are fitted to some of them
+(`--fit 0` takes those in `pockmobile.cost`); the errors are those of others. Results are
+written as they come:
     python scripts/calibrate.py --target xnnpack -o calibration
 """
 
@@ -28,6 +29,7 @@ import pockmobile
 from pockmobile import models
 from pockmobile.capture import describe_layers, export_forward
 from pockmobile.cost import CostModel, Work, cost_model
+from pockmobile.cost.rates import RATES
 from pockmobile.loss import CrossEntropy
 from pockmobile.models.mobilenet_v1 import MobileNetV1
 from pockmobile.models.transformer_lm import TransformerLM
@@ -61,6 +63,8 @@ SUBJECTS: Final[Mapping[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]
     ),
 }
 CHECKED: Final = ("mobilenet_v2", "mobilenet_v1", "keyboard_lm")
+FIRST_CHECKED: Final = 1000
+"""Plans drawn with this seed and those after it are never fitted."""
 
 
 class Sample(NamedTuple):
@@ -78,7 +82,7 @@ def main() -> int:
     """Exports, times, fits and reports."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", choices=("xnnpack", "portable"), default="xnnpack")
-    parser.add_argument("--fit", type=int, default=12, help="plans that fit the rates")
+    parser.add_argument("--fit", type=int, default=12, help="plans that fit the rates; 0: none")
     parser.add_argument("--check", type=int, default=20, help="plans that check them")
     parser.add_argument("--rounds", type=int, default=15, help="steps, of which the fastest")
     parser.add_argument("--jobs", type=int, default=2, help="processes that export")
@@ -88,7 +92,9 @@ def main() -> int:
     arguments.output.mkdir(parents=True, exist_ok=True)
     samples = _export_all(arguments)
     seconds = _time_all(samples, arguments.output / "seconds.json", arguments.rounds)
-    _report(samples, seconds, arguments.fit)
+    fitted = [sample for sample in samples if sample.seed < FIRST_CHECKED]
+    rates = _fit(fitted, seconds) if fitted else _known_rates(arguments.target)
+    _report(samples, seconds, rates)
     return 0
 
 
@@ -98,11 +104,11 @@ def _export_all(arguments: argparse.Namespace) -> list[Sample]:
     lines = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
     done = [Sample(**json.loads(line)) for line in lines]
     known = {(sample.subject, sample.seed) for sample in done}
-    wanted = [
-        (subject, seed)
-        for seed in range(arguments.fit + arguments.check)
-        for subject in SUBJECTS
-        if subject in CHECKED or seed < arguments.fit
+    wanted = [(subject, seed) for seed in range(arguments.fit) for subject in SUBJECTS]
+    wanted += [
+        (subject, FIRST_CHECKED + number)
+        for number in range(arguments.check)
+        for subject in CHECKED
     ]
     missing = [pair for pair in wanted if pair not in known]
     with (
@@ -190,13 +196,17 @@ def _fastest_step(path: Path, num_rounds: int) -> float:
     return min(times)
 
 
-def _report(samples: Sequence[Sample], seconds: Mapping[str, float], num_to_fit: int) -> None:
-    fit = [sample for sample in samples if sample.seed < num_to_fit]
-    rates = _fit(fit, [seconds[sample.path] for sample in fit])
+def _known_rates(target: str) -> dict[str, float]:
+    return {kind.value: RATES[target].get(kind, 0.0) for kind in Work}
+
+
+def _report(
+    samples: Sequence[Sample], seconds: Mapping[str, float], rates: Mapping[str, float]
+) -> None:
     for kind, rate in rates.items():
         print(f"Work.{kind.upper()}: {rate:.3g},")
     for subject in CHECKED:
-        checked = [s for s in samples if s.subject == subject and s.seed >= num_to_fit]
+        checked = [s for s in samples if s.subject == subject and s.seed >= FIRST_CHECKED]
         memory = [s.predicted_bytes / s.shown_bytes - 1 for s in checked]
         times = [_predict(s.work, rates) / seconds[s.path] - 1 for s in checked]
         print(f"{subject:14} memory {_errors(memory)}  time {_errors(times)}")
@@ -211,13 +221,10 @@ def _predict(work: Mapping[str, float], rates: Mapping[str, float]) -> float:
     return sum(amount * rates[kind] for kind, amount in work.items())
 
 
-def _fit(samples: Sequence[Sample], seconds: Sequence[float]) -> dict[str, float]:
+def _fit(samples: Sequence[Sample], seconds: Mapping[str, float]) -> dict[str, float]:
     """Least squares of the relative errors over rates that are not negative."""
     kinds = [kind.value for kind in Work]
-    rows = [
-        [s.work.get(kind, 0.0) / t for kind in kinds]
-        for s, t in zip(samples, seconds, strict=True)
-    ]
+    rows = [[s.work.get(kind, 0.0) / seconds[s.path] for kind in kinds] for s in samples]
     matrix: np.ndarray[Any, Any] = np.array(rows)
     rates = np.zeros(len(kinds))
     residual = np.ones(len(samples))
