@@ -162,11 +162,12 @@ def test_a_language_model_can_have_a_bias_for_each_token() -> None:
     model = TransformerLM(
         num_tokens=50, context=8, width=16, num_blocks=1, num_heads=2, head_bias=True
     )
-    before = model(tokens())
+    inputs = tokens()
+    before = model(inputs)
     with torch.no_grad():
         model.head.bias[7] += 2.0
     shift = 2.0 * (torch.arange(50) == 7)
-    torch.testing.assert_close(model(tokens()), before + shift)
+    torch.testing.assert_close(model(inputs), before + shift)
 
 
 def test_llama_can_have_a_head_of_its_own() -> None:
