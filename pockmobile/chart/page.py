@@ -9,6 +9,7 @@ from pockmobile.chart.analysis import Analysis, Bar, MemoryStep, Metric, PlanRow
 from pockmobile.chart.markup import Markup, element, join, table
 from pockmobile.chart.style import style_sheet
 from pockmobile.chart.units import (
+    GAINS_IN,
     compared_text,
     count_text,
     duration_text,
@@ -148,12 +149,12 @@ def _evidence(analysis: Analysis) -> Markup:
 
 
 def _contributions(analysis: Analysis) -> Markup:
-    charts = bars.bar_charts(analysis.bars, analysis.metric)
+    charts = bars.bar_charts(analysis.bars, GAINS_IN)
     return _section(
         "What each layer contributes",
-        "The gain of training one layer together with the head, over training the head "
-        "alone, in execution order. The lines are 95 % intervals: where one crosses 0, the "
-        "gain may be noise. Without an end mark it runs beyond the chart.",
+        "What training one layer together with the head takes off the held-out loss, over "
+        "training the head alone, in execution order. The lines are 95 % intervals: where one "
+        "crosses 0, the gain may be noise. Without an end mark it runs beyond the chart.",
         *([bars.legend(), element("div", *charts, class_="charts")] if charts else []),
     )
 
@@ -199,9 +200,9 @@ def _phases(steps: Sequence[MemoryStep]) -> Markup:
 def _fronts(analysis: Analysis) -> Markup:
     charts = []
     if analysis.front_memory:
-        charts.append(scatter.memory_front(analysis.front_memory, analysis.metric))
+        charts.append(scatter.memory_front(analysis.front_memory, GAINS_IN))
     if analysis.front_time:
-        charts.append(scatter.time_front(analysis.front_time, analysis.metric))
+        charts.append(scatter.time_front(analysis.front_time, GAINS_IN))
     return _section(
         "Gain against cost",
         "The best plans for each cost; the line is the largest gain that a cost allows, and "
@@ -213,7 +214,7 @@ def _fronts(analysis: Analysis) -> Markup:
 
 def _numbers(analysis: Analysis) -> Markup:
     header = ("layer", "share", "gain", "95 % interval", "runs", "chosen")
-    rows = [_number_row(bar, analysis) for bar in analysis.bars]
+    rows = [_number_row(bar) for bar in analysis.bars]
     marked = [bar.is_chosen for bar in analysis.bars]
     caption = "Gain over the head alone"
     return _section(
@@ -224,15 +225,15 @@ def _numbers(analysis: Analysis) -> Markup:
     )
 
 
-def _number_row(bar: Bar, analysis: Analysis) -> tuple[str, ...]:
-    metric, chosen = analysis.metric, "chosen" if bar.is_chosen else ""
+def _number_row(bar: Bar) -> tuple[str, ...]:
+    chosen = "chosen" if bar.is_chosen else ""
     if bar.is_screened:
         return (bar.layer, bar.share_name, "", "", "screened", chosen)
     return (
         bar.layer,
         bar.share_name,
-        gain_text(metric, bar.gain),
-        half_width_text(metric, bar.half_width),
+        gain_text(GAINS_IN, bar.gain),
+        half_width_text(GAINS_IN, bar.half_width),
         f"{bar.num_repeats:,}",
         chosen,
     )

@@ -10,6 +10,8 @@ from pockmobile.chart.analysis import Metric
 UNKNOWN: Final = "\N{EN DASH}"
 MINUS: Final = "\N{MINUS SIGN}"
 _GAIN: Final = {"accuracy": ("points", 100.0, 1), "loss": ("nats", 1.0, 3)}
+GAINS_IN: Final[Metric] = "loss"
+"""Contributions of layers are measured in this, whatever the metric of the plans."""
 _BYTES: Final = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "PB": 10**15}
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pockmobile.artifact.report import human_bytes, table
 from pockmobile.chart import ChosenLayer, PlanRow
 from pockmobile.chart.units import (
+    GAINS_IN,
     count_text,
     duration_text,
     gain_text,
@@ -66,14 +67,14 @@ def _metric(findings: Findings, row: PlanRow) -> str:
 
 
 def _trained(findings: Findings) -> list[str]:
-    layers, metric = chosen_layers(findings), metric_of(findings)
+    layers = chosen_layers(findings)
     found = {one.option: one for one in findings.sensitivity.contributions}
     rows = [
         (
             layer.layer,
             option.share_name,
             _channels(layer),
-            gain_text(metric, found[option.name].gain),
+            gain_text(GAINS_IN, found[option.name].gain),
         )
         for layer, option in zip(layers, chosen_options(findings), strict=True)
     ]

@@ -1,7 +1,8 @@
 """How much each option of an update space gains over training the base alone."""
 
+import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -23,9 +24,12 @@ _BASE: Final = "base"
 @final
 @dataclass(frozen=True)
 class Contribution:
-    """What training an option beside the base gains in the metric, +- `half_width` (95 %).
+    """What training an option beside the base takes off the held-out loss, +- `half_width`.
 
-    One that `is_screened` was not measured, since it promised too little: its gain is 0.
+    In nats, whatever the metric: an accuracy counts examples on one side of a border, so that
+    the few of a held-out part tell most gains of one layer not from noise (of 65 options of a
+    MobileNetV1 on 404 images 18 by accuracy, 57 by loss). The interval is one of 95 %. An
+    option that `is_screened` was not measured, since it promised too little: its gain is 0.
     """
 
     option: str
@@ -67,7 +71,8 @@ def measure_sensitivity(
     """Fine-tunes the base alone and beside each option, and returns what options gain.
 
     Options of which a first look at the gradients promises nothing are skipped. Shares of a
-    weight's channels are measured only where the whole weight gains more than its interval.
+    weight's channels are measured only where the whole weight gains more than chance in the
+    metric.
     Base and option are compared under the same seeds; the interval is the same for all.
 
     Args:
@@ -102,16 +107,17 @@ def measure_sensitivity(
             progress=progress,
         )
 
+    start = fine_tune(task, {}, schedule, 0)
     outcomes = dict(measure(option for option in hopeful if not _is_share(option)))
-    helping = _helping_layers(space, _contributions(space, outcomes))
+    helping = _helping_layers(space, outcomes)
     shares = [option for option in hopeful if _is_share(option) and option.layer in helping]
     if shares:
         outcomes |= {**measure(shares), _BASE: outcomes[_BASE]}
     return Sensitivity(
         metric=metric_name(task.loss),
-        start=fine_tune(task, {}, schedule, 0).metric,
+        start=start.metric,
         head=fmean(outcome.metric for outcome in outcomes[_BASE]),
-        contributions=_contributions(space, outcomes),
+        contributions=_contributions(space, outcomes, start),
         seconds=time.monotonic() - started,
     )
 
@@ -128,33 +134,44 @@ def _plans(
 
 
 def _helping_layers(
-    space: UpdateSpace, contributions: tuple[Contribution, ...]
+    space: UpdateSpace, outcomes: Mapping[str, tuple[Outcome, ...]]
 ) -> frozenset[str]:
-    """Returns the layers whose whole weight gains more than chance."""
-    pairs = zip(space.options, contributions, strict=True)
+    """Returns the layers whose whole weight gains more in the metric than chance."""
+    gains = _differences(outcomes, lambda outcome: outcome.metric)
+    half_width = pooled_half_width(list(gains.values()))
     return frozenset(
         option.layer
-        for option, found in pairs
-        if option.share == 1.0 and found.gain - found.half_width > 0.0
+        for option in space.options
+        if option.share == 1.0 and fmean(gains.get(option.name, [0.0])) > half_width
     )
 
 
 def _contributions(
-    space: UpdateSpace, outcomes: Mapping[str, tuple[Outcome, ...]]
+    space: UpdateSpace, outcomes: Mapping[str, tuple[Outcome, ...]], start: Outcome
 ) -> tuple[Contribution, ...]:
-    base = outcomes[_BASE]
-    differences = {
-        option.name: [
-            with_option.metric - alone.metric
-            for with_option, alone in zip(outcomes[option.name], base, strict=True)
-        ]
-        for option in space.options
-        if option.name in outcomes
-    }
-    half_width = pooled_half_width(list(differences.values()))
+    gains = _differences(outcomes, lambda outcome: -_loss(outcome, start))
+    half_width = pooled_half_width(list(gains.values()))
+    num_repeats = len(outcomes[_BASE])
     return tuple(
-        Contribution(option.name, fmean(differences[option.name]), half_width, len(base), False)
-        if option.name in differences
+        Contribution(option.name, fmean(gains[option.name]), half_width, num_repeats, False)
+        if option.name in gains
         else Contribution(option.name, 0.0, 0.0, 0, True)
         for option in space.options
     )
+
+
+def _differences(
+    outcomes: Mapping[str, tuple[Outcome, ...]], value: Callable[[Outcome], float]
+) -> dict[str, list[float]]:
+    """Returns by how much each plan surpasses the base, seed by seed."""
+    base = outcomes[_BASE]
+    return {
+        name: [value(one) - value(alone) for one, alone in zip(found, base, strict=True)]
+        for name, found in outcomes.items()
+        if name != _BASE
+    }
+
+
+def _loss(outcome: Outcome, start: Outcome) -> float:
+    """Returns the loss; a run that diverged is rolled back to the start."""
+    return outcome.loss if math.isfinite(outcome.loss) else start.loss

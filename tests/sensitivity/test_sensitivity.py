@@ -1,5 +1,6 @@
 """An analysis tells which options gain over the base, and how sure that is."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,12 +31,16 @@ def even_look() -> FirstLook:
 
 
 def analysed(monkeypatch: pytest.MonkeyPatch, gains: dict[str, float]) -> Sensitivity:
-    """The analysis where each option gains what is told, and base and seeds differ a little."""
+    """The analysis where each option gains what is told, in accuracy and in loss.
+
+    Base and seeds differ a little.
+    """
 
     def measure(task: object, plans: dict[str, object], *_: object, **__: object) -> object:
         return {
             name: tuple(
-                Outcome(0.5 + gains.get(name, 0.0) + noise, 1.0) for noise in (0.0, 0.1)
+                Outcome(0.5 + gains.get(name, 0.0) + noise, 1.0 - gains.get(name, 0.0) + noise)
+                for noise in (0.0, 0.1)
             )
             for name in plans
         }
@@ -67,6 +72,14 @@ def test_shares_are_measured_where_the_whole_weight_helps(
     assert not gains["layers.0 1/2"].is_screened
     skipped = gains["layers.1 1/4"]
     assert (skipped.is_screened, skipped.gain, skipped.num_repeats) == (True, 0.0, 0)
+
+
+def test_a_run_that_diverged_is_back_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = analysed(monkeypatch, {"layers.0 whole": -math.inf})
+    gains = {c.option: c.gain for c in found.contributions}
+    assert gains["layers.0 whole"] == pytest.approx(
+        1.05 - fine_tune(TASK, {}, SCHEDULE, 0).loss
+    )
 
 
 def test_what_promises_nothing_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
