@@ -1,8 +1,8 @@
 """The update space: for each layer the ways to train it, of which a plan takes at most one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Final, TypeAlias, final
 
 from pockmobile.errors import PlanError
 from pockmobile.plan import Kind, Layer, Slice, UpdatePlan, head_layer
@@ -11,6 +11,9 @@ SHARES: Final = (1 / 8, 1 / 4, 1 / 2)
 """The shares of a weight's channels that can be trained, beside none and all."""
 
 _SLICEABLE: Final = ("convolution", "linear", "embedding")
+
+Energy: TypeAlias = Callable[[str, int], Sequence[float]]
+"""Returns one number for each channel of a weight along a dimension."""
 
 Selection = tuple[int, ...]
 """For each layer of a space, in its order: 0 (frozen), or the number of an option, from 1."""
@@ -88,7 +91,7 @@ class UpdateSpace:
 def update_space(
     layers: Sequence[Layer],
     shapes: Mapping[str, Sequence[int]],
-    energies: Mapping[str, Sequence[float]] | None = None,
+    energy: Energy | None = None,
 ) -> UpdateSpace:
     """Returns the space of plans of a model.
 
@@ -97,13 +100,13 @@ def update_space(
     (the rule of PockEngine, section 4.1). A convolution's bias is that of the norm behind it
     if it has none of its own; the norm's scale stays frozen, since it folds into the
     convolution, which learns the same. Shares are slices of input channels, which also save
-    activations, and of a depthwise weight's only channels.
+    activations, of a depthwise weight's only channels, and of an embedding table's rows: with
+    tokens numbered by frequency a few of them are most of a text.
 
     Args:
         layers: the model's layers, in execution order.
         shapes: the shape of each parameter that can be trained, by name.
-        energies: by weight, one number for each channel along the dimension that is sliced:
-            a slice is put where they are largest. Without it slices start at channel 0.
+        energy: a slice is put where it is largest. Without it slices start at channel 0.
 
     Raises:
         PlanError: the model has no head.
@@ -126,7 +129,6 @@ def update_space(
         taken |= {weight, bias}
         # Parameters of no layer of their own have a common owner, so no name in its path.
         name = (weight or bias) if layer.kind == "other" else layer.path
-        energy = (energies or {}).get(weight)
         options = _options(name, layer.kind, weight, bias, shapes, energy)
         found.append(LayerOptions(name, options))
     return UpdateSpace(dict.fromkeys(base), tuple(found))
@@ -144,34 +146,34 @@ def _options(
     weight: str,
     bias: str,
     shapes: Mapping[str, Sequence[int]],
-    energy: Sequence[float] | None,
+    energy: Energy | None,
 ) -> tuple[Option, ...]:
     biases: dict[str, Slice | None] = {bias: None} if bias else {}
     options = [Option(name, 0.0, biases)] if bias else []
     if weight:
         for share in SHARES:
-            part = _slice(shapes[weight], share, energy) if kind in _SLICEABLE else None
+            part = _slice(weight, shapes[weight], kind, share, energy)
             if part is not None:
                 options.append(Option(name, share, {weight: part, **biases}))
         options.append(Option(name, 1.0, {weight: None, **biases}))
     return tuple(options)
 
 
-def sliced_dim(shape: Sequence[int]) -> int:
-    """Returns the dimension of a weight that is sliced: input channels, if it has several."""
-    return 1 if len(shape) > 1 and shape[1] > 1 else 0
-
-
-def _slice(shape: Sequence[int], share: float, energy: Sequence[float] | None) -> Slice | None:
+def _slice(
+    weight: str, shape: Sequence[int], kind: Kind, share: float, energy: Energy | None
+) -> Slice | None:
     """Returns the share's channels, or None if the weight has too few."""
-    dim = sliced_dim(shape)
+    if kind not in _SLICEABLE or len(shape) < 2:
+        return None
+    dim = 0 if kind == "embedding" or shape[1] == 1 else 1
     num_channels = shape[dim]
     width = round(num_channels * share)
-    if len(shape) < 2 or width < 1 or width >= num_channels:
+    if width < 1 or width >= num_channels:
         return None
     # Slices start at multiples of their width: neighbours are never tried twice.
     starts = range(0, num_channels - width + 1, width)
-    start = max(starts, key=lambda s: sum(energy[s : s + width])) if energy is not None else 0
+    energies = energy(weight, dim) if energy is not None else (0.0,) * num_channels
+    start = max(starts, key=lambda s: sum(energies[s : s + width]))
     return Slice(dim, start, start + width)
 
 

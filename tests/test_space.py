@@ -15,7 +15,6 @@ from pockmobile.space import (
     Option,
     UpdateSpace,
     selection_of,
-    sliced_dim,
     update_space,
 )
 
@@ -87,7 +86,6 @@ def test_a_depthwise_weight_is_sliced_along_its_only_channels(
     assert shapes["features.2.conv.1.0.weight"][1] == 1
     found = options_of(update_space(layers, shapes), "features.2.conv.1.0")
     assert found["1/8"]["features.2.conv.1.0.weight"] == Slice(0, 0, 6)
-    assert (sliced_dim((48, 1, 3, 3)), sliced_dim((8, 48, 1, 1)), sliced_dim((8,))) == (0, 1, 0)
 
 
 def test_a_weight_of_three_channels_has_no_eighth_of_them(
@@ -106,6 +104,15 @@ def test_a_tied_head_is_no_base(language_model: tuple[tuple[Layer, ...], Shapes]
     tables = [layer for layer in space.layers if layer.layer == "embedding"]
     assert len(tables) == 1
     assert [option.share_name for option in tables[0].options] == ["1/8", "1/4", "1/2", "whole"]
+
+
+def test_a_table_is_sliced_by_rows(
+    language_model: tuple[tuple[Layer, ...], Shapes],
+) -> None:
+    layers, shapes = language_model
+    num_rows = shapes["embedding.weight"][0]
+    found = options_of(update_space(layers, shapes), "embedding")
+    assert found["1/4"] == {"embedding.weight": Slice(0, 0, num_rows // 4)}
 
 
 def test_only_the_bias_of_a_tied_head_is_the_base() -> None:
@@ -171,7 +178,7 @@ def test_what_is_frozen_in_the_model_is_not_in_the_space() -> None:
 def test_a_window_is_put_where_the_energy_is_largest() -> None:
     shapes = {**sizes(LINEAR, 8), "a.bias": (8,)}
     energy = [0.0, 0.0, 5.0, 0.0, 1.0, 0.0, 3.0, 3.0]
-    found = options_of(update_space([LINEAR, HEAD], shapes, {"a.weight": energy}), "a")
+    found = options_of(update_space([LINEAR, HEAD], shapes, lambda *_: energy), "a")
     windows = {share: update["a.weight"] for share, update in found.items() if share != "bias"}
     assert windows == {
         "1/8": Slice(1, 2, 3), "1/4": Slice(1, 6, 8), "1/2": Slice(1, 4, 8), "whole": None,
@@ -186,7 +193,8 @@ def test_no_window_at_a_multiple_of_its_width_has_more_energy(
     energy: list[float], other: list[float]
 ) -> None:
     shapes = sizes(LINEAR, len(energy))
-    space = update_space([LINEAR, HEAD], shapes, {"a.weight": energy, "b.weight": other})
+    energies = {"a.weight": energy, "b.weight": other}
+    space = update_space([LINEAR, HEAD], shapes, lambda weight, _: energies[weight])
     for option in space.options:
         part = option.update["a.weight"]
         if part is not None:

@@ -138,7 +138,7 @@ def _prepare(
     shapes = {name: tuple(forward.parameters[name].shape) for name in forward.trainable}
     settings.progress("look at the gradients")
     look = first_look(task, update_space(layers, shapes))
-    space = update_space(layers, shapes, look.energies)
+    space = update_space(layers, shapes, look.energy)
     settings.progress("predict costs")
     costs = cost_model(
         forward,

@@ -11,7 +11,7 @@ from pockmobile.planner.analysis import significant_gains
 from pockmobile.planner.findings import Findings
 from pockmobile.search import Candidate
 from pockmobile.sensitivity.intervals import pooled_half_width
-from pockmobile.space import LayerOptions, Option, UpdateSpace, sliced_dim
+from pockmobile.space import LayerOptions, Option, UpdateSpace
 
 _POINTS: Final = 40
 """About as many plans of a front can be told apart in a picture."""
@@ -87,7 +87,7 @@ def _chosen_layer(layer: LayerOptions, option: Option, findings: Findings) -> Ch
     weight = next((name for name in layer.options[-1].update if name not in biases), None)
     shape = findings.shapes[weight or next(iter(biases))]
     part = option.update.get(weight or "")
-    dim = sliced_dim(shape) if part is None else part.dim
+    dim = _sliced_dim(layer)
     num_channels = shape[dim] if shape else 1
     if option.share == 0:
         part = Slice(dim, 0, 0)
@@ -99,6 +99,12 @@ def _chosen_layer(layer: LayerOptions, option: Option, findings: Findings) -> Ch
         dim_name=_DIM_NAMES[dim],
         trains_bias=any(name in biases for name in option.update),
     )
+
+
+def _sliced_dim(layer: LayerOptions) -> int:
+    """Returns the dimension that the layer's shares slice; a weight without any has one."""
+    parts = [part for option in layer.options for part in option.update.values() if part]
+    return parts[0].dim if parts else 0
 
 
 def _bars(findings: Findings) -> tuple[Bar, ...]:

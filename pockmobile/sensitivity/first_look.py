@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pockmobile.sensitivity.partial import PartlyTrained
 from pockmobile.sensitivity.task import Task, train_batches
-from pockmobile.space import Option, UpdateSpace, sliced_dim
+from pockmobile.space import Option, UpdateSpace
 
 SCREENED_SHARE: Final = 0.01
 """An option whose score is below this share of the best one's is not measured."""
@@ -27,15 +27,10 @@ class FirstLook:
 
     squares: Mapping[str, Tensor]
 
-    @property
-    def energies(self) -> Mapping[str, tuple[float, ...]]:
-        """By weight, the sum for each channel of the dimension that is sliced."""
-        energies = {}
-        for name, square in self.squares.items():
-            if square.dim() > 1:
-                dim = sliced_dim(square.shape)
-                energies[name] = tuple(square.transpose(0, dim).flatten(1).sum(1).tolist())
-        return energies
+    def energy(self, weight: str, dim: int) -> tuple[float, ...]:
+        """Returns the sum for each channel of a weight along a dimension."""
+        square = self.squares[weight].transpose(0, dim)
+        return tuple(square.flatten(1).sum(1).tolist())
 
     def score(self, option: Option) -> float:
         """Returns the sum over all that the option trains.

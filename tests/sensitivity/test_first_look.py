@@ -29,11 +29,13 @@ def test_squares_are_the_mean_of_squared_batch_gradients() -> None:
     assert set(look.squares) == set(task.forward.trainable)
 
 
-def test_energies_are_by_channel_of_the_sliced_dimension() -> None:
+def test_an_energy_is_of_a_channel_of_a_dimension() -> None:
     weight = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
     depthwise = torch.arange(8.0).reshape(4, 1, 2)
     look = FirstLook({"w": weight, "d": depthwise, "b": torch.ones(2)})
-    assert look.energies == {"w": (5.0, 7.0, 9.0), "d": (1.0, 5.0, 9.0, 13.0)}
+    assert look.energy("w", 1) == (5.0, 7.0, 9.0)
+    assert look.energy("w", 0) == (6.0, 15.0)
+    assert look.energy("d", 0) == (1.0, 5.0, 9.0, 13.0)
 
 
 def test_a_score_sums_what_is_trained() -> None:
