@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from pockmobile.graph import JointGraph
-from pockmobile.graph.rewrite import arguments, call, replace_node, shape_of
+from pockmobile.graph.rewrite import arguments, call, replace_node, shape_of, value_of
 from pockmobile.passes.base import Numerics, Pass, finish
 
 _aten = torch.ops.aten
@@ -178,11 +178,44 @@ def _convolution_weight(graph: fx.Graph, cut: _Cut) -> fx.Node | None:
     return call(graph, operator.getitem, narrowed, 1)
 
 
+def _index_put(graph: fx.Graph, cut: _Cut) -> fx.Node | None:
+    """Cuts a table's gradient, which adds rows to zeros: columns of them, or the rows cut.
+
+    What is added to other rows goes to one row before and one behind, which are dropped.
+    """
+    zeros, indices, values, *accumulates = arguments(cut.source)
+    if zeros.target is not _aten.full.default or arguments(zeros)[1] != 0:
+        return None
+    if len(indices) != 1 or accumulates != [True] or len(shape_of(zeros)) != 2:
+        return None
+    num_rows, width = shape_of(zeros)
+    if cut.dim == 1:
+        piece = cut.take(graph, values, len(shape_of(values)) - 1)
+        table = _zeros(graph, zeros, [num_rows, cut.stop - cut.start])
+        return call(graph, _aten.index_put.default, table, indices, piece, True)
+    before, length = min(cut.start, 1), cut.stop - cut.start
+    table_rows = before + length + min(num_rows - cut.stop, 1)
+    if table_rows == num_rows:
+        return None
+    places = indices[0]
+    if cut.start > before:
+        places = call(graph, _aten.add.Tensor, places, before - cut.start)
+    places = call(graph, _aten.clamp.default, places, 0, table_rows - 1)
+    table = _zeros(graph, zeros, [table_rows, width])
+    table = call(graph, _aten.index_put.default, table, [places], values, True)
+    return call(graph, _aten.slice_copy.Tensor, table, 0, before, before + length, 1)
+
+
+def _zeros(graph: fx.Graph, like: fx.Node, shape: list[int]) -> fx.Node:
+    return call(graph, _aten.full.default, shape, 0, dtype=value_of(like).dtype)
+
+
 _RULES: Final[Mapping[Any, _Rule]] = {
     _aten.permute_copy.default: _permute,
     _aten.mm.default: _mm,
     _aten.add.Tensor: _add,
     _aten.view_copy.default: _view,
     _aten.sum.dim_IntList: _sum,
+    _aten.index_put.default: _index_put,
     operator.getitem: _convolution_weight,
 }

@@ -155,6 +155,37 @@ def test_other_gradients_of_convolutions_stay(function) -> None:
     assert apply(NarrowGradients(), graph) is graph
 
 
+TABLE = {"rows": torch.randn(2, 3, 5), "places": torch.tensor([[0, 1, 2], [7, 2, 6]])}
+
+
+def _table_gradient(rows: Tensor, places: Tensor) -> Tensor:
+    return aten.index_put.default(
+        aten.full.default([8, 5], 0.0, dtype=torch.float32), [places], rows, True
+    )
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "num_rows"), [(0, 2, 3), (1, 3, 4), (2, 4, 4), (6, 8, 3), (0, 7, 8)]
+)
+def test_rows_of_a_tables_gradient_need_no_table(start: int, stop: int, num_rows: int) -> None:
+    graph = trace(
+        lambda rows, places: cut(_table_gradient(rows, places), 0, start, stop), TABLE
+    )
+    changed = apply(NarrowGradients(), graph)
+    assert_close(graph, changed, TABLE, tolerance=0.0)
+    sizes = [node.meta["val"].shape for node in changed.nodes if "index_put" in node.name]
+    assert sizes == [(num_rows, 5)]
+    assert apply(NarrowGradients(), changed) is changed
+
+
+def test_columns_of_a_tables_gradient_need_no_others() -> None:
+    graph = trace(lambda rows, places: cut(_table_gradient(rows, places), 1), TABLE)
+    changed = apply(NarrowGradients(), graph)
+    assert_close(graph, changed, TABLE, tolerance=0.0)
+    sizes = [node.meta["val"].shape for node in changed.nodes if "index_put" in node.name]
+    assert sizes == [(8, 2)]
+
+
 @pytest.mark.parametrize(
     "function",
     [
