@@ -8,8 +8,8 @@ _Upgrade = tuple[int, int]
 """A layer's index, and the number of the option that it would take."""
 
 
-def greedy(problem: Problem) -> Candidate:
-    """Returns the plan to which the best upgrades lead.
+def greedy(problem: Problem, start: Candidate | None = None) -> Candidate:
+    """Returns the plan to which the best upgrades of `start` (default: the base) lead.
 
     An upgrade gives one layer an option with more gain. The best of those that fit has the
     most gain for its share of what is left of the budget. Upgrades are sorted by what they
@@ -18,9 +18,12 @@ def greedy(problem: Problem) -> Candidate:
     do not become cheaper. They do where the backward pass newly reaches, so that is where
     what was seen is forgotten.
     """
-    current = problem.frozen
+    current = start or problem.frozen
     seen: dict[_Upgrade, Shares | None] = {
-        (layer, number): None for layer in problem.layers for number in problem.choices[layer]
+        (layer, number): None
+        for layer in problem.layers
+        for number in problem.choices[layer]
+        if _added_gain(problem, current, (layer, number)) > 0
     }
     while (upgrade := _best_upgrade(problem, current, seen)) is not None:
         layer, number = upgrade

@@ -13,7 +13,7 @@ from pockmobile.search.knapsack import knapsack, sweep
 from pockmobile.search.marginals import Marginals
 from pockmobile.search.pareto import pareto_front
 from pockmobile.search.problem import Candidate, Problem
-from pockmobile.search.variety import choose_various
+from pockmobile.search.variety import around_the_strongest, choose_various
 from pockmobile.space import Selection, UpdateSpace
 
 CHEAP_TO_ENUMERATE: Final = 10_000
@@ -25,9 +25,10 @@ CHEAP_TO_ENUMERATE: Final = 10_000
 class SearchResult:
     """The plans found.
 
-    `best` are distinct plans that fit the budget, by falling gain. The fronts are of all
-    plans evaluated, those beyond the budget included, by rising cost. `num_evaluated`
-    selections were costed.
+    `best` are distinct plans that fit the budget, by falling gain, and behind them those
+    around layers that gain much alone (`around_the_strongest`). The fronts are of all plans
+    evaluated, those beyond the budget included, by rising cost. `num_evaluated` selections
+    were costed.
     """
 
     best: tuple[Candidate, ...]
@@ -59,7 +60,7 @@ def search(
         budget: the most that a plan may cost.
         seed: of the evolution; the same arguments give the same answer.
         num_best: the plans to return: the best, and others nearly as good that train other
-            layers (see `choose_various`); fewer if fewer fit.
+            layers (see `choose_various`); fewer if fewer fit, and up to `NUM_STRONGEST` more.
         max_enumerated: see above.
         progress: told a line at each stage and generation.
 
@@ -78,9 +79,11 @@ def search(
 
 
 def _result(problem: Problem, num_best: int) -> SearchResult:
+    best = choose_various(problem.ranked(), num_best)
+    best += around_the_strongest(problem, best)
     plans = problem.plans
     return SearchResult(
-        choose_various(problem.ranked(), num_best),
+        best,
         pareto_front(plans, lambda one: one.cost.memory_bytes),
         pareto_front(plans, lambda one: one.cost.step_ratio),
         problem.num_evaluated,

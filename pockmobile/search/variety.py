@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from typing import Final
 
-from pockmobile.search.problem import Candidate
+from pockmobile.search.greedy import greedy
+from pockmobile.search.problem import Candidate, Problem
 
 NEAR: Final = 0.95
 """Gains from this part of the best one on are as good as it: predictions are no better."""
+NUM_STRONGEST: Final = 2
+"""Layers that gain most alone, each of which is in some plan that is measured."""
 _FAR: Final = 1 << 30
 
 
@@ -33,6 +36,32 @@ def choose_various(ranked: Sequence[Candidate], count: int) -> tuple[Candidate, 
         left.remove(best)
         chosen.append(best)
     return tuple(ranked[index] for index in sorted(chosen))
+
+
+def around_the_strongest(
+    problem: Problem, chosen: Sequence[Candidate]
+) -> tuple[Candidate, ...]:
+    """Returns plans around the layers that gain most alone and that no plan `chosen` trains.
+
+    What a layer gains alone was measured, but a sum of gains was not. Where layers learn the
+    same, as in a language model that meets new words, it is far too high: one layer that is
+    dear and gains nearly all there is falls behind many that gain the same little.
+    """
+    strongest = []
+    for layer in problem.layers:
+        singles = [problem.single(layer, number) for number in problem.choices[layer]]
+        fitting = [single for single in singles if problem.fits(single)]
+        strongest += [max(fitting, key=lambda one: one.gain)] if fitting else []
+    strongest.sort(key=problem.rank)
+    trained = 0
+    for one in chosen:
+        trained |= _trained_layers(one)
+    found = (
+        greedy(problem, single)
+        for single in strongest[:NUM_STRONGEST]
+        if not _trained_layers(single) & trained
+    )
+    return tuple(dict.fromkeys(found))
 
 
 def _trained_layers(candidate: Candidate) -> int:
