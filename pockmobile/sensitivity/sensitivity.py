@@ -70,9 +70,9 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Fine-tunes the base alone and beside each option, and returns what options gain.
 
-    Options of which a first look at the gradients promises nothing are skipped. Shares of a
-    weight's channels are measured only where the whole weight gains more than chance in the
-    metric.
+    Options of which a first look at the gradients promises nothing are skipped. Smaller shares
+    of a weight's channels are measured only where the largest one (mostly the whole weight)
+    gains more than chance in the metric.
     Base and option are compared under the same seeds; the interval is the same for all.
 
     Args:
@@ -108,9 +108,12 @@ def measure_sensitivity(
         )
 
     start = fine_tune(task, {}, schedule, 0)
-    outcomes = dict(measure(option for option in hopeful if not _is_share(option)))
-    helping = _helping_layers(space, outcomes)
-    shares = [option for option in hopeful if _is_share(option) and option.layer in helping]
+    # Options stand by rising share, so a layer's last one is its largest.
+    largest = {option.layer: option for option in hopeful if option.share}
+    smaller = [o for o in hopeful if o.share and o is not largest[o.layer]]
+    outcomes = dict(measure(option for option in hopeful if option not in smaller))
+    helping = _helping(largest.values(), outcomes)
+    shares = [option for option in smaller if option.layer in helping]
     if shares:
         outcomes |= {**measure(shares), _BASE: outcomes[_BASE]}
     return Sensitivity(
@@ -122,10 +125,6 @@ def measure_sensitivity(
     )
 
 
-def _is_share(option: Option) -> bool:
-    return 0.0 < option.share < 1.0
-
-
 def _plans(
     space: UpdateSpace, options: Iterable[Option]
 ) -> Mapping[str, Mapping[str, Slice | None]]:
@@ -133,16 +132,14 @@ def _plans(
     return {_BASE: space.base, **plans}
 
 
-def _helping_layers(
-    space: UpdateSpace, outcomes: Mapping[str, tuple[Outcome, ...]]
+def _helping(
+    options: Iterable[Option], outcomes: Mapping[str, tuple[Outcome, ...]]
 ) -> frozenset[str]:
-    """Returns the layers whose whole weight gains more in the metric than chance."""
+    """Returns the layers of the options that gain more in the metric than chance."""
     gains = _differences(outcomes, lambda outcome: outcome.metric)
     half_width = pooled_half_width(list(gains.values()))
     return frozenset(
-        option.layer
-        for option in space.options
-        if option.share == 1.0 and fmean(gains.get(option.name, [0.0])) > half_width
+        option.layer for option in options if fmean(gains[option.name]) > half_width
     )
 
 

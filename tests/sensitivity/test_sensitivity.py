@@ -30,7 +30,9 @@ def even_look() -> FirstLook:
     return FirstLook({name: torch.ones_like(value) / value.numel() for name, value in names})
 
 
-def analysed(monkeypatch: pytest.MonkeyPatch, gains: dict[str, float]) -> Sensitivity:
+def analysed(
+    monkeypatch: pytest.MonkeyPatch, gains: dict[str, float], skipped: str | None = None
+) -> Sensitivity:
     """The analysis where each option gains what is told, in accuracy and in loss.
 
     Base and seeds differ a little.
@@ -46,7 +48,8 @@ def analysed(monkeypatch: pytest.MonkeyPatch, gains: dict[str, float]) -> Sensit
         }
 
     monkeypatch.setattr(module, "measure_plans", measure)
-    return measure_sensitivity(TASK, SPACE, SCHEDULE, look=even_look())
+    names = frozenset([skipped] if skipped else [])
+    return measure_sensitivity(TASK, SPACE, SCHEDULE, look=even_look(), skipped=names)
 
 
 def test_gains_are_over_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,6 +75,17 @@ def test_shares_are_measured_where_the_whole_weight_helps(
     assert not gains["layers.0 1/2"].is_screened
     skipped = gains["layers.1 1/4"]
     assert (skipped.is_screened, skipped.gain, skipped.num_repeats) == (True, 0.0, 0)
+
+
+def test_shares_of_a_weight_that_is_too_dear_whole_are_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gains = {"layers.0 1/2": 0.25, "layers.0 1/4": 0.125}
+    found = analysed(monkeypatch, gains, "layers.0 whole")
+    measured = {c.option: c.gain for c in found.contributions if not c.is_screened}
+    assert "layers.0 whole" not in measured
+    assert measured["layers.0 1/2"] == pytest.approx(0.25)
+    assert measured["layers.0 1/4"] == pytest.approx(0.125)
 
 
 def test_a_run_that_diverged_is_back_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
