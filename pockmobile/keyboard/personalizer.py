@@ -340,7 +340,10 @@ class Personalizer:
         except BaseException:
             self._restore()
             raise
-        return *decide(before, after, self._settings.margin), after
+        settings = self._settings
+        is_shipped = self._history.state is None
+        margin = settings.first_margin if is_shipped else settings.margin
+        return *decide(before, after, margin), after
 
     def _run_steps(self) -> None:
         draws = Draws(self._settings.seed, self._history.num_bursts + 1)

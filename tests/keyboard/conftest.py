@@ -47,7 +47,14 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def settings() -> Settings:
     return Settings(
-        num_recent=60, num_older=40, least_held_out=40, num_steps=6, lr=1e-2, save_every=1000
+        num_recent=60,
+        num_older=40,
+        held_out_part=5,
+        least_held_out=40,
+        num_steps=6,
+        lr=1e-2,
+        first_margin=0.0,
+        save_every=1000,
     )
 
 

@@ -30,7 +30,8 @@ KILLED = Settings(
     least_held_out=10,
     num_steps=1,
     lr=1e-3,
-    margin=-100.0,  # every burst is kept
+    first_margin=-100.0,  # every burst is kept
+    margin=-100.0,
     save_every=1,
 )
 FIRST_MESSAGES = 20
@@ -189,7 +190,9 @@ class TestKills:
         name: str,
     ) -> None:
         """Stops before each sync and rename of some bursts in turn, and opens again."""
-        keyboard = open_keyboard(replace(settings, margin=-100.0, num_steps=1))
+        keyboard = open_keyboard(
+            replace(settings, first_margin=-100.0, margin=-100.0, num_steps=1)
+        )
         fill(keyboard, messages)
         keyboard.train()
         owner = os if name == "fsync" else Path
@@ -208,7 +211,9 @@ class TestKills:
                 keyboard.train()
             after = digest(keyboard.session)
             monkeypatch.setattr(owner, name, original)
-            keyboard = open_keyboard(replace(settings, margin=-100.0, num_steps=1))
+            keyboard = open_keyboard(
+                replace(settings, first_margin=-100.0, margin=-100.0, num_steps=1)
+            )
             assert digest(keyboard.session) in (before, after)
             assert keyboard.notices == ()
             assert len(keyboard._store) == 60
