@@ -3,7 +3,7 @@
 Each writer's earlier messages train the pretrained model, through its programs; the last
 fifth measures it. Ten writers are for the table; some others choose each plan's learning
 rate. Results are written as they come:
-    python scripts/compare_keyboard_plans.py --plan plan.json -o plans.jsonl
+    python scripts/compare_keyboard_plans.py -o plans.jsonl
 """
 
 import argparse
@@ -24,15 +24,14 @@ import pockmobile
 from pockmobile.capture import export_forward
 from pockmobile.keyboard import FIRST_OWN, NUM_OWN, Vocabulary, tokenize
 from pockmobile.keyboard.tokenizer import START, UNKNOWN
-from pockmobile.models.transformer_lm import TransformerLM
+from pockmobile.models import keyboard_lm
 from scripts import plan_table
-from scripts.keyboard_metrics import CONTEXT, NextWord, next_word
+from scripts.keyboard_metrics import NextWord, next_word
+from scripts.keyboard_programs import BATCH, CONTEXT, PLAN, keyboard_program
 from scripts.keyboard_text import sms_writers
 from scripts.plan_table import Key, Run
-from scripts.pretrain_keyboard import load_pretrained
 from scripts.realdata import load_nus_sms
 
-BATCH: Final = 8
 HAND: Final = "sparse:2:2"
 NUM_WRITERS, NUM_TRIAL_WRITERS = 10, 3
 TEST_SHARE: Final = 0.2
@@ -52,10 +51,8 @@ class Text:
 def main() -> int:
     """Exports, trains and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--plan", type=Path, required=True, help="the plan found")
-    parser.add_argument("--weights", type=Path, required=True, help="of the pretrained model")
-    parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="adamw")
-    parser.add_argument("--lr", type=float, nargs="+", default=[1e-3, 3e-3])
+    parser.add_argument("--plan", type=Path, default=PLAN, help="the plan found")
+    parser.add_argument("--lr", type=float, nargs="+", default=[0.3, 1.0])
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("-o", "--output", type=Path, required=True, help="results, JSON lines")
@@ -64,10 +61,10 @@ def main() -> int:
     output: Path = arguments.output
     folder = output.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    model = load_pretrained(arguments.weights)
-    forward = export_forward(model, (_example(),))
+    example = torch.zeros(BATCH, CONTEXT, dtype=torch.int64)
+    forward = export_forward(keyboard_lm(pretrained=True), (example,))
     plans = plan_table.equal_memory_plans(
-        forward, HAND, arguments.plan, partial(_export, model, arguments.optimizer, folder)
+        forward, HAND, arguments.plan, partial(_export, folder)
     )
     work = partial(_run, plans, arguments.epochs)
     names = sorted(sms_writers(load_nus_sms()))
@@ -82,23 +79,10 @@ def main() -> int:
     return 0
 
 
-def _example() -> Tensor:
-    return torch.zeros(BATCH, CONTEXT, dtype=torch.int64)
-
-
-def _export(model: TransformerLM, optimizer: str, folder: Path, label: str, plan: str) -> Path:
+def _export(folder: Path, label: str, plan: str) -> Path:
     path = folder / f"{label.replace(':', '-')}.pte"
     if not path.exists():
-        program = pockmobile.compile(
-            model,
-            (_example(),),
-            loss="next_token",
-            plan=plan,
-            optimizer=pockmobile.AdamW() if optimizer == "adamw" else pockmobile.SGD(),
-            clip_norm=1.0,
-            predict_batch_size=BATCH,
-        )
-        program.save(path)
+        keyboard_program(plan=plan).save(path)
     return path
 
 
@@ -169,9 +153,8 @@ def measure(session: pockmobile.Session, text: Text) -> NextWord:
     counted[vocabulary.id(UNKNOWN)] = True
 
     def predict(rows: Tensor) -> Tensor:
-        output = session.predict(rows)
-        assert isinstance(output, Tensor)
-        return output
+        outputs = [session.predict(row) for row in rows.split(1)]
+        return torch.cat([output for output in outputs if isinstance(output, Tensor)])
 
     return next_word(
         predict,
@@ -179,6 +162,7 @@ def measure(session: pockmobile.Session, text: Text) -> NextWord:
         is_suggestable=suggestable,
         is_counted=counted,
         first=text.first_test,
+        context=CONTEXT,
     )
 
 

@@ -1,7 +1,7 @@
 """How well a language model predicts the next word of a writer."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 CONTEXT: Final = 32
-_STRIDE: Final = CONTEXT // 2
 _ROWS: Final = 64
 
 
@@ -68,21 +67,20 @@ def next_word(
     is_suggestable: Tensor,
     is_counted: Tensor,
     first: int = 1,
+    context: int = CONTEXT,
 ) -> NextWord:
-    """Measures a model on a text; each prediction sees 16 to 31 tokens before it.
+    """Measures a model on a text; each prediction sees at least half a context before it.
 
     Args:
-        predict: maps tokens, int64 [rows, 32], to logits [rows, 32, vocabulary].
+        predict: maps tokens, int64 [rows, context], to logits [rows, context, vocabulary].
         stream: the text, int64 [length].
         is_suggestable: which tokens may be suggested, bool [vocabulary].
         is_counted: which tokens count as words of the text, bool [vocabulary].
         first: the place of the first token that counts; those before it are context.
+        context: tokens that the model sees at most.
     """
     parts = []
-    for rows, places in _windows(stream, first):
-        inside = places >= 0
-        logits = predict(rows)[:, :-1][inside].float()
-        labels = rows[:, 1:][inside]
+    for logits, labels in predictions(predict, stream, first, context, context // 2):
         losses = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
         logits[:, ~is_suggestable] = -math.inf
         words = is_counted[labels]
@@ -99,17 +97,33 @@ def next_word(
     return total(parts)
 
 
-def _windows(stream: Tensor, first: int) -> Iterable[tuple[Tensor, Tensor]]:
+@torch.no_grad()
+def predictions(
+    predict: Callable[[Tensor], Tensor], stream: Tensor, first: int, context: int, stride: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields logits and labels of some tokens of a text after the others, each token once.
+
+    A row is `context` tokens and gives its last `stride` predictions, so each of them sees
+    `context - stride` tokens or more; the first row gives all it has.
+    """
+    for rows, places in _windows(stream, first, context, stride):
+        inside = places >= 0
+        yield predict(rows)[:, :-1][inside].float(), rows[:, 1:][inside]
+
+
+def _windows(
+    stream: Tensor, first: int, context: int, stride: int
+) -> Iterable[tuple[Tensor, Tensor]]:
     """Yields rows of tokens and, for all but the first of a row, its place or -1."""
     if first >= len(stream):
         return
-    begin = max(0, first - CONTEXT + 1)
-    starts = list(range(begin, max(begin + 1, len(stream) - CONTEXT + _STRIDE), _STRIDE))
-    padded = torch.cat([stream, stream.new_zeros(CONTEXT)])
+    begin = max(0, first - context + 1)
+    starts = list(range(begin, max(begin + 1, len(stream) - context + stride), stride))
+    padded = torch.cat([stream, stream.new_zeros(context)])
     for chunk in (starts[at : at + _ROWS] for at in range(0, len(starts), _ROWS)):
-        rows = torch.stack([padded[start : start + CONTEXT] for start in chunk])
-        places = torch.tensor(chunk).unsqueeze(1) + torch.arange(1, CONTEXT)
-        seen = torch.arange(1, CONTEXT) < CONTEXT - _STRIDE
+        rows = torch.stack([padded[start : start + context] for start in chunk])
+        places = torch.tensor(chunk).unsqueeze(1) + torch.arange(1, context)
+        seen = torch.arange(1, context) < context - stride
         again = seen & (torch.tensor(chunk).unsqueeze(1) > begin)
         outside = again | (places < first) | (places >= len(stream))
         yield rows, places.masked_fill(outside, -1)

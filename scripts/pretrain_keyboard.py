@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -26,15 +26,12 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pockmobile.keyboard import NUM_OWN, Vocabulary, tokenize
-from pockmobile.models.transformer_lm import TransformerLM
+from pockmobile.models import keyboard_lm
 from scripts.keyboard_metrics import CONTEXT, NextWord, next_word, total
 from scripts.keyboard_text import split_writers
 from scripts.realdata import Turn, load_self_dialogue
 
 ROWS: Final = 64
-WIDTH: Final = 128
-NUM_BLOCKS: Final = 3
-NUM_HEADS: Final = 4
 WEIGHT_DECAY: Final = 0.01
 WARM_UP: Final = 200
 """Steps in which the learning rate rises."""
@@ -56,7 +53,7 @@ def main() -> int:
     writers = split_writers(turns)
     stream = torch.cat(list(_streams(turns, writers.train, vocabulary, owns=True)))
     kept_out = list(_streams(turns, writers.validation, vocabulary, owns=False))
-    model = keyboard_lm(vocabulary)
+    model = keyboard_lm()
     started = time.perf_counter()
     _train(model, stream, arguments)
     figures = {
@@ -70,27 +67,6 @@ def main() -> int:
     }
     _write(model, arguments.output, figures)
     return 0
-
-
-def keyboard_lm(vocabulary: Vocabulary) -> TransformerLM:
-    """Returns the model with random weights."""
-    return TransformerLM(
-        num_tokens=vocabulary.num_tokens,
-        context=CONTEXT,
-        width=WIDTH,
-        num_blocks=NUM_BLOCKS,
-        num_heads=NUM_HEADS,
-        head_bias=True,
-    )
-
-
-def load_pretrained(path: Path) -> TransformerLM:
-    """Returns the model with the weights of a file that this script wrote, as float32."""
-    model = keyboard_lm(Vocabulary.load())
-    weights = {name: value.float() for name, value in load_file(path).items()}
-    weights["head.weight"] = weights["embedding.weight"]
-    model.load_state_dict(weights)
-    return model.eval()
 
 
 def _streams(
@@ -174,13 +150,13 @@ def _loss(model: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def _figures(
-    model: TransformerLM, streams: Iterable[Tensor], vocabulary: Vocabulary
+    model: nn.Module, streams: Iterable[Tensor], vocabulary: Vocabulary
 ) -> dict[str, float]:
     found = total(measure(model, stream, vocabulary) for stream in streams)
     return {"top1": found.top1, "top3": found.top3, "perplexity": found.perplexity}
 
 
-def measure(model: TransformerLM, stream: Tensor, vocabulary: Vocabulary) -> NextWord:
+def measure(model: nn.Module, stream: Tensor, vocabulary: Vocabulary) -> NextWord:
     """Measures a model on one writer's text."""
     words = torch.tensor([vocabulary.is_word(token) for token in range(vocabulary.num_tokens)])
     counted = words.clone()

@@ -101,7 +101,7 @@ def test_every_model_exports_and_computes_the_same(
         (models.resnet18, 11_689_512),
         (models.resnet50, 25_557_032),
         (models.tiny_llama, 260_032),
-        (models.keyboard_lm, 8192 * 256 + 32 * 256 + 4 * 789_760 + 512),
+        (models.keyboard_lm, 10_000 * 129 + 32 * 128 + 3 * 198_272 + 256),
     ],
 )
 def test_known_models_have_the_known_number_of_parameters(

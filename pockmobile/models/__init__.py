@@ -1,10 +1,11 @@
 """Plain PyTorch models of our own, as factories without required arguments.
 
 Use them on the command line (`--model pockmobile.models:mobilenet_v2`), in tests and in
-demonstrations. Weights are random until a state dict is loaded. The compiler takes what
-BatchNorm and dropout do in evaluation: call `.eval()` where eager PyTorch is compared.
+demonstrations. Weights are random until a state dict is loaded; `keyboard_lm` has some of its
+own (`keyboard.md` beside it says of what they were made). The compiler takes what BatchNorm and dropout do in evaluation: call `.eval()` where eager PyTorch is compared.
 """
 
+from pockmobile.models.keyboard import keyboard_lm
 from pockmobile.models.llama import Llama
 from pockmobile.models.mlp import MLP
 from pockmobile.models.mobilenet_v1 import MobileNetV1
@@ -23,11 +24,6 @@ __all__ = [
     "resnet50",
     "tiny_llama",
 ]
-
-
-def keyboard_lm() -> TransformerLM:
-    """Returns a tied language model: width 256, 4 blocks, 8192 tokens, context 32."""
-    return TransformerLM(num_tokens=8192, context=32, width=256, num_blocks=4, num_heads=4)
 
 
 def tiny_llama() -> Llama:
