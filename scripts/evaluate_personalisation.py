@@ -44,7 +44,7 @@ from scripts.realdata import load_nus_sms, load_self_dialogue
 TEST_SHARE: Final = 0.2
 BURST_EVERY: Final = 20
 """Messages between two bursts."""
-MOST_HELD_OUT: Final = 50
+MOST_HELD_OUT: Final = 80
 STRIDE: Final = 4
 """Each prediction sees 12 to 15 tokens, as `suggest` does."""
 FULL_EPOCHS, FULL_LR = 2, 0.3
@@ -205,7 +205,7 @@ class _Scene:
         self._text = [own.get(word, vocabulary.id(word)) for word in self._words]
         self._plain = vocabulary.encode(self._words)
         sizes = [len(message) for message in tokens]
-        held_out = min(MOST_HELD_OUT, num_train // 8)
+        held_out = min(MOST_HELD_OUT, num_train // 5)
         self._first_held_out = sum(sizes[: num_train - held_out])
         self._first_test = sum(sizes[:num_train])
         words = {n: lower(vocabulary.shown(n)) for n in range(vocabulary.num_tokens)}

@@ -1,7 +1,8 @@
 """The keyboard: a language model that becomes its owner's."""
 
 from pockmobile.keyboard.gate import Burst
-from pockmobile.keyboard.personalizer import Learned, Personalizer
+from pockmobile.keyboard.learned import Learned
+from pockmobile.keyboard.personalizer import Personalizer
 from pockmobile.keyboard.settings import Settings
 from pockmobile.keyboard.tokenizer import tokenize
 from pockmobile.keyboard.vocabulary import FIRST_OWN, NUM_OWN, Vocabulary

@@ -1,13 +1,13 @@
-"""The gate: a burst of training is kept only if the text held out is predicted better."""
+"""The gate: what is learnt is kept only if the text held out is predicted better."""
 
 import math
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, final
 
-from pockmobile.keyboard.settings import Rows
+from pockmobile.keyboard.settings import Rows, Settings
 from pockmobile.session import Session
 
-Outcome: TypeAlias = Literal["kept", "rolled back", "failed", "skipped"]
+Outcome: TypeAlias = Literal["kept", "rolled back", "returned", "failed", "skipped"]
 
 
 @final
@@ -15,7 +15,9 @@ Outcome: TypeAlias = Literal["kept", "rolled back", "failed", "skipped"]
 class Burst:
     """What became of a burst; losses are those of the text held out.
 
-    A burst that failed met a number that is not finite; one that was skipped did no step, has
+    `shipped` is the loss of the shipped model. After a burst that "returned" the model is the
+    shipped one: neither the state before nor that after predicts so much better. A burst that
+    failed met a number that is not finite; one that was skipped did no step, has
     no number, and `reason` says what is missing.
     """
 
@@ -24,6 +26,7 @@ class Burst:
     number: int | None = None
     before: float | None = None
     after: float | None = None
+    shipped: float | None = None
     num_steps: int = 0
     seconds: float = 0.0
 
@@ -48,13 +51,14 @@ class History:
         """Returns the history with one burst more; a skipped one counts for nothing."""
         if burst.number is None:
             return self
-        now = burst.after if burst.outcome == "kept" else burst.before
+        now = {"kept": burst.after, "returned": burst.shipped}.get(burst.outcome, burst.before)
         return replace(
             self,
             num_bursts=burst.number,
-            state=burst.number if burst.outcome == "kept" else self.state,
+            state={"kept": burst.number, "returned": None}.get(burst.outcome, self.state),
             num_kept=self.num_kept + (burst.outcome == "kept"),
-            num_rolled_back=self.num_rolled_back + (burst.outcome == "rolled back"),
+            num_rolled_back=self.num_rolled_back
+            + (burst.outcome in ("rolled back", "returned")),
             num_failed=self.num_failed + (burst.outcome == "failed"),
             first_loss=_finite(burst.before) if self.first_loss is None else self.first_loss,
             loss=_finite(now),
@@ -82,17 +86,24 @@ def held_out_loss(session: Session, rows: Rows) -> float:
     return session.evaluate(rows.inputs, rows.targets).loss
 
 
-def decide(before: float, after: float, margin: float) -> tuple[Outcome, str]:
-    """Returns whether a burst is kept, and why.
+def decide(
+    before: float, after: float, shipped: float, settings: Settings
+) -> tuple[Outcome, str]:
+    """Returns what becomes of a burst, and why.
 
-    The loss must be finite and lower than before by more than the margin. A loss before that
-    is not finite is worse than any other.
+    The loss must be finite, and lower than before by more than `settings.margin`. A loss
+    before that is not finite is worse than any other. The better of the two states must then
+    surpass the shipped model by more than `settings.least_gain`.
     """
     if not math.isfinite(after):
         return "failed", f"the held-out loss became {after}"
-    if math.isfinite(before) and not after < before - margin:
-        return "rolled back", f"the held-out loss went from {before:.4f} to {after:.4f}"
-    return "kept", f"the held-out loss fell from {before:.4f} to {after:.4f}"
+    is_better = not math.isfinite(before) or after < before - settings.margin
+    best = after if is_better else before
+    if math.isfinite(shipped) and not best < shipped - settings.least_gain:
+        return "returned", f"the held-out loss is {best:.4f}, the shipped model's {shipped:.4f}"
+    if is_better:
+        return "kept", f"the held-out loss fell from {before:.4f} to {after:.4f}"
+    return "rolled back", f"the held-out loss went from {before:.4f} to {after:.4f}"
 
 
 def _finite(loss: float | None) -> float | None:

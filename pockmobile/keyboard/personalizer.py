@@ -14,6 +14,7 @@ import torch
 from pockmobile.artifact.codec import decode, encode
 from pockmobile.errors import ArtifactError, CheckpointError, InputError, NonFiniteError
 from pockmobile.keyboard.gate import Burst, History, Outcome, decide, held_out_loss
+from pockmobile.keyboard.learned import Learned
 from pockmobile.keyboard.own_words import OwnWords, Words, typed_form
 from pockmobile.keyboard.settings import (
     Draws,
@@ -35,27 +36,6 @@ from pockmobile.session import Session
 STORE_NAME: Final = "examples.jsonl"
 _MOST_NOTICES: Final = 20
 _MOST_SECONDS: Final = 2**53
-
-
-@final
-@dataclass(frozen=True)
-class Learned:
-    """What was learnt, as counts for its owner.
-
-    `num_messages` are kept, each counted once; `num_typed` were ever added. Losses are those of
-    the text held out at the time, before the first burst and of the present state.
-    """
-
-    num_messages: int
-    num_typed: int
-    own_words: tuple[str, ...]
-    num_candidates: int
-    num_kept: int
-    num_rolled_back: int
-    num_failed: int
-    first_loss: float | None
-    loss: float | None
-    num_bytes: int
 
 
 @final
@@ -172,21 +152,24 @@ class Personalizer:
         """Runs one burst of training; its state is kept only if it predicts better.
 
         A burst starts from a state that is on the disk, or from the shipped one, so that it
-        can always be rolled back.
+        can always be rolled back. Where what was learnt is hardly better than the shipped
+        model, that takes its place.
         """
         started = time.perf_counter()
         rows = self._cut(self._store.held_out)
         reason = self._why_not(rows)
         if reason is not None:
             return Burst("skipped", reason)
+        shipped = self._shipped_loss(rows)
         before, first_step = held_out_loss(self._session, rows), self._session.num_steps
-        outcome, reason, after = self._run(rows, before)
+        outcome, reason, after = self._run(rows, before, shipped)
         burst = Burst(
             outcome,
             reason,
             number=self._history.num_bursts + 1,
             before=before,
             after=after,
+            shipped=shipped,
             num_steps=self._session.num_steps - first_step,
             seconds=time.perf_counter() - started,
         )
@@ -195,6 +178,8 @@ class Personalizer:
             self._unsaved_state = burst.number
             self._save_state()
         else:
+            if outcome == "returned":
+                self._remove_states()
             self._restore()
         self.save()
         return burst
@@ -330,7 +315,21 @@ class Personalizer:
         self._unsaved_state = None
         return True
 
-    def _run(self, held_out: Rows, before: float) -> tuple[Outcome, str, float | None]:
+    def _shipped_loss(self, held_out: Rows) -> float:
+        self._session.reset()
+        loss = held_out_loss(self._session, held_out)
+        self._restore()
+        return loss
+
+    def _remove_states(self) -> None:
+        try:
+            self._states.remove_all()
+        except OSError as error:
+            self._notice(f"a state that is no better cannot be deleted: {error.strerror}")
+
+    def _run(
+        self, held_out: Rows, before: float, shipped: float
+    ) -> tuple[Outcome, str, float | None]:
         """Trains; returns what is to become of the burst, why, and the loss after it."""
         try:
             self._run_steps()
@@ -340,10 +339,7 @@ class Personalizer:
         except BaseException:
             self._restore()
             raise
-        settings = self._settings
-        is_shipped = self._history.state is None
-        margin = settings.first_margin if is_shipped else settings.margin
-        return *decide(before, after, margin), after
+        return *decide(before, after, shipped, self._settings), after
 
     def _run_steps(self) -> None:
         draws = Draws(self._settings.seed, self._history.num_bursts + 1)

@@ -33,9 +33,9 @@ class Settings:
         lr: learning rate of the first step; it falls linearly to 0.
         replay_share: share of a batch that is older messages, 0 to 1.
         margin: how much lower the held-out loss must be for a burst to be kept.
-        first_margin: the same for a burst of the shipped model, in nats: who writes like those
-            of whom it was made gains little, and what they gain on the newest messages is
-            soon lost on others, so their model stays as it is.
+        least_gain: how much lower than that of the shipped model the held-out loss must be, in
+            nats, or the model returns to it: who writes like those of whom it was made gains
+            little, and what they gain on the newest messages is soon lost on others.
         least_uses: uses that make an unknown word one of the owner's.
         num_candidates: unknown words counted at a time.
         num_states: last good states kept on disk.
@@ -46,13 +46,13 @@ class Settings:
     num_recent: int = 400
     num_older: int = 400
     most_tokens: int = 256
-    held_out_part: int = 8
-    least_held_out: int = 150
+    held_out_part: int = 5
+    least_held_out: int = 200
     num_steps: int = 20
     lr: float = 0.2
     replay_share: float = 0.5
     margin: float = 0.0
-    first_margin: float = 0.1
+    least_gain: float = 0.1
     least_uses: int = 3
     num_candidates: int = 512
     num_states: int = 2

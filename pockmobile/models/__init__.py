@@ -2,7 +2,8 @@
 
 Use them on the command line (`--model pockmobile.models:mobilenet_v2`), in tests and in
 demonstrations. Weights are random until a state dict is loaded; `keyboard_lm` has some of its
-own (`keyboard.md` beside it says of what they were made). The compiler takes what BatchNorm and dropout do in evaluation: call `.eval()` where eager PyTorch is compared.
+own (`keyboard.md` beside it says of what they were made). The compiler takes what BatchNorm
+and dropout do in evaluation: call `.eval()` where eager PyTorch is compared.
 """
 
 from pockmobile.models.keyboard import keyboard_lm
@@ -12,7 +13,6 @@ from pockmobile.models.mobilenet_v1 import MobileNetV1
 from pockmobile.models.mobilenet_v2 import MobileNetV2
 from pockmobile.models.residual_cnn import ResidualCNN
 from pockmobile.models.resnet import BasicBlock, Bottleneck, ResNet
-from pockmobile.models.transformer_lm import TransformerLM
 
 __all__ = [
     "keyboard_lm",

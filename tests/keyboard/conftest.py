@@ -53,7 +53,7 @@ def settings() -> Settings:
         least_held_out=40,
         num_steps=6,
         lr=1e-2,
-        first_margin=0.0,
+        least_gain=-100.0,
         save_every=1000,
     )
 

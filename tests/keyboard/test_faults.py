@@ -30,7 +30,7 @@ KILLED = Settings(
     least_held_out=10,
     num_steps=1,
     lr=1e-3,
-    first_margin=-100.0,  # every burst is kept
+    least_gain=-100.0,  # every burst is kept
     margin=-100.0,
     save_every=1,
 )
@@ -191,7 +191,7 @@ class TestKills:
     ) -> None:
         """Stops before each sync and rename of some bursts in turn, and opens again."""
         keyboard = open_keyboard(
-            replace(settings, first_margin=-100.0, margin=-100.0, num_steps=1)
+            replace(settings, least_gain=-100.0, margin=-100.0, num_steps=1)
         )
         fill(keyboard, messages)
         keyboard.train()
@@ -212,7 +212,7 @@ class TestKills:
             after = digest(keyboard.session)
             monkeypatch.setattr(owner, name, original)
             keyboard = open_keyboard(
-                replace(settings, first_margin=-100.0, margin=-100.0, num_steps=1)
+                replace(settings, least_gain=-100.0, margin=-100.0, num_steps=1)
             )
             assert digest(keyboard.session) in (before, after)
             assert keyboard.notices == ()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pockmobile.keyboard.gate import Burst, History, decide, held_out_loss
-from pockmobile.keyboard.settings import Shape, cut
+from pockmobile.keyboard.settings import Settings, Shape, cut
 from pockmobile.keyboard.vocabulary import Vocabulary
 from pockmobile.session import Session
 
@@ -29,13 +29,37 @@ from pockmobile.session import Session
     ],
 )
 def test_decisions(before: float, after: float, margin: float, outcome: str) -> None:
-    assert decide(before, after, margin)[0] == outcome
+    settings = Settings(margin=margin, least_gain=0.1)
+    assert decide(before, after, 9.0, settings)[0] == outcome
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "shipped", "outcome"),
+    [
+        (5.0, 4.8, 5.0, "kept"),  # the first burst
+        (5.0, 4.95, 5.0, "returned"),
+        (4.95, 4.8, 5.0, "kept"),
+        (4.8, 4.9, 5.0, "rolled back"),
+        (4.95, 4.92, 5.0, "returned"),
+        (5.2, 5.3, 5.0, "returned"),
+        (5.2, math.nan, 5.0, "failed"),
+        (5.2, 5.1, math.nan, "kept"),
+    ],
+)
+def test_what_is_hardly_better_than_the_shipped_model_goes(
+    before: float, after: float, shipped: float, outcome: str
+) -> None:
+    assert decide(before, after, shipped, Settings(least_gain=0.1))[0] == outcome
 
 
 def test_the_reason_says_the_losses() -> None:
-    assert decide(5, 4.5, 0)[1] == "the held-out loss fell from 5.0000 to 4.5000"
-    assert decide(5, 5.5, 0)[1] == "the held-out loss went from 5.0000 to 5.5000"
-    assert decide(5, math.nan, 0)[1] == "the held-out loss became nan"
+    settings = Settings()
+    assert decide(5, 4.5, 5, settings)[1] == "the held-out loss fell from 5.0000 to 4.5000"
+    assert decide(5, 5.5, 6, settings)[1] == "the held-out loss went from 5.0000 to 5.5000"
+    assert decide(5, math.nan, 5, settings)[1] == "the held-out loss became nan"
+    assert decide(5, 4.5, 4.5, settings)[1] == (
+        "the held-out loss is 4.5000, the shipped model's 4.5000"
+    )
 
 
 def test_the_loss_is_that_of_each_token_once(program: Path, vocabulary: Vocabulary) -> None:
@@ -63,6 +87,8 @@ def test_the_history_counts_bursts() -> None:
     ):
         history = history.add(burst)
     assert history == History(4, 4, 2, 1, 1, 5.0, 4.2)
+    returned = history.add(Burst("returned", "", 5, 4.4, 4.3, 4.35))
+    assert returned == History(5, None, 2, 2, 1, 5.0, 4.35)
 
 
 def test_a_loss_that_is_not_finite_is_not_remembered() -> None:

@@ -53,7 +53,7 @@ class TestBurst:
     def test_a_burst_that_does_not_help_is_rolled_back(
         self, open_keyboard: Open, messages: Messages, settings: Settings
     ) -> None:
-        keyboard = open_keyboard(replace(settings, first_margin=100.0))
+        keyboard = open_keyboard(replace(settings, margin=100.0))
         fill(keyboard, messages)
         before = keyboard.session.state
         burst = keyboard.train()
