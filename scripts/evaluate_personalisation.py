@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -87,10 +87,15 @@ def main() -> int:
     parser.add_argument("--program", type=Path, help="default: the shipped one, made first")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--most", type=int, help="writers of each corpus, for a first try")
+    parser.add_argument("--messages", type=int, help="of each writer, the first ones")
     parser.add_argument("--plot", type=Path, help="a picture (needs pockmobile[plots])")
     parser.add_argument("-o", "--output", type=Path, required=True, help="results, JSON lines")
     arguments = parser.parse_args()
-    chosen = [w for group in (_sms(), _dialogue()) for w in group[: arguments.most]]
+    chosen = [
+        replace(writer, messages=writer.messages[: arguments.messages])
+        for group in (_sms(), _dialogue())
+        for writer in group[: arguments.most]
+    ]
     with tempfile.TemporaryDirectory() as folder:
         program = arguments.program or Path(folder) / "keyboard.pte"
         if not program.exists():
