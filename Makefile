@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(or $(JOBS),2) -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-all demo clean
+.PHONY: help setup check format test test-all demo bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,11 @@ test-all: $(STAMP) ## Tests, with the long matrix
 
 demo: $(STAMP) ## Export a model, train it through its .pte, compare with eager PyTorch
 	$(BIN)/python scripts/demo.py
+
+bench: $(STAMP) ## Time training steps against eager PyTorch, in a short form (a few minutes)
+	$(BIN)/python scripts/bench.py mobilenet_v2-0.35-96 keyboard_lm-32 --batch 8 \
+		--variants ours ours-full eager-same eager-full \
+		--cache build/bench -o build/bench/results.json
 
 clean: ## Remove the environment and the caches
 	rm -rf $(VENV) build *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

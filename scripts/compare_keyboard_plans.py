@@ -54,6 +54,7 @@ def main() -> int:
     parser.add_argument("--plan", type=Path, default=PLAN, help="the plan found")
     parser.add_argument("--lr", type=float, nargs="+", default=[0.3, 1.0])
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--messages", type=int, default=600, help="of each writer, the first")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("-o", "--output", type=Path, required=True, help="results, JSON lines")
     arguments = parser.parse_args()
@@ -66,7 +67,7 @@ def main() -> int:
     plans = plan_table.equal_memory_plans(
         forward, HAND, arguments.plan, partial(_export, folder)
     )
-    work = partial(_run, plans, arguments.epochs)
+    work = partial(_run, plans, arguments.epochs, arguments.messages)
     names = sorted(sms_writers(load_nus_sms()))
     chosen = sorted(random.Random(0).sample(names, NUM_WRITERS))
     others = [name for name in names if name not in chosen][:NUM_TRIAL_WRITERS]
@@ -86,9 +87,9 @@ def _export(folder: Path, label: str, plan: str) -> Path:
     return path
 
 
-def _run(paths: dict[str, Path], epochs: int, key: Key) -> Run:
+def _run(paths: dict[str, Path], epochs: int, num_messages: int, key: Key) -> Run:
     plan_table.one_thread()
-    text = text_of(tuple(sms_writers(load_nus_sms())[key.case]))
+    text = text_of(tuple(sms_writers(load_nus_sms())[key.case][:num_messages]))
     session = pockmobile.Session(paths[key.plan], threads=1)
     before = measure(session, text)
     rows = training_rows(text.stream[: text.first_test], epochs)
