@@ -96,6 +96,19 @@ def test_reduction(name: str) -> None:
     check_on_xnnpack(REDUCTIONS[name], torch.randn(2, 3, 4, 5))
 
 
+LONG = {"last": -1, "all": (0, 1), "first": 0}
+
+
+@pytest.mark.parametrize("dims", LONG.values(), ids=LONG)
+@pytest.mark.parametrize("width", [512, 1042, 10_000])
+def test_sum_of_a_long_row(width: int, dims: int | tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(3, width)
+    lowered = check_on_xnnpack(lambda x: x.sum(dims, keepdim=True) + 1.0, x)
+    # Ones for a whole row would lie in the program, and again, 16 times as large, in memory.
+    assert max(lowered.frozen.values()) <= 4 * 521
+
+
 PRODUCTS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "mm": lambda x, w: x @ w.t(),
     "left transposed": lambda x, w: x.t() @ torch.cat([w, w]),

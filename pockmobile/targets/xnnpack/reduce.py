@@ -19,6 +19,9 @@ from pockmobile.targets.xnnpack.emitter import Emit, Emitter, Operand
 from pockmobile.targets.xnnpack.layout import Value, identity, product, significant
 
 _aten = torch.ops.aten
+_MOST_ONES: Final = 512
+_LEAST_WIDTH: Final = 16
+"""Of a row that is folded: narrower, its sums would not fill a vector register."""
 
 
 def _reduction(*, mean: bool) -> Emit:
@@ -60,11 +63,27 @@ def _reduce(
 
 
 def _sum_last(emitter: Emitter, value: Value, outer: int, count: int, scale: float) -> Value:
+    """Sums rows of `count` numbers; long ones are folded first.
+
+    XNNPACK packs the ones many columns wide: those for a gradient of 320,000 would take 20 MB.
+    """
+    width = _width(count)
+    if width < count:
+        value = _sum_middle(emitter, value, (outer, count // width, width), width / count)
+        count, scale = width, scale * (count // width)
     flat = emitter.reshaped(value, (outer, count), (0, 1))
     ones = emitter.blob.weight(torch.full((1, count), scale))
     result = emitter.new((outer, 1))
     emitter.blob.node(XNNFullyConnected(flat.id, ones, NO_VALUE, result.id, 0))
     return result
+
+
+def _width(count: int) -> int:
+    """Returns how wide a row is folded: the divisor that makes it about square."""
+    if count <= _MOST_ONES:
+        return count
+    divisors = (width for width in range(_LEAST_WIDTH, count) if count % width == 0)
+    return min(divisors, key=lambda width: width + count // width, default=count)
 
 
 def _sum_middle(
