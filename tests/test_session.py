@@ -283,6 +283,31 @@ def test_threads(path: Path) -> None:
             Session(path, threads=wrong)  # type: ignore[arg-type]
 
 
+_CHANGES_THREADS = """
+import sys
+import pockmobile
+from pockmobile.session import Session
+import torch
+x, y = torch.randn(8, 16), torch.randint(4, (8,))
+model = torch.nn.Sequential(torch.nn.Linear(16, 300), torch.nn.ReLU(), torch.nn.Linear(300, 4))
+pockmobile.compile(model, (x,), (y,), optimizer=pockmobile.SGD()).save(sys.argv[1])
+sessions = [Session(sys.argv[1], threads=number) for number in (2, 2, 3, 1)]
+for threads in (2, 1, 3):
+    first = [session.step(x, y, 0.1) for session in sessions]
+    Session(sys.argv[1], threads=threads)
+    assert len({round(loss, 4) for loss in first}) == 1
+losses = [session.step(x, y, 0.1) for session in sessions]
+assert max(losses) < first[0]
+"""
+
+
+def test_sessions_that_are_open_survive_a_change_of_threads(tmp_path: Path) -> None:
+    # In a process of its own: one that waits for the threads of a pool that is gone hangs.
+    path = tmp_path / "model.pte"
+    command = [sys.executable, "-c", _CHANGES_THREADS, str(path)]
+    subprocess.run(command, check=True, timeout=300, capture_output=True)
+
+
 _USES_A_SESSION = """
 import json, sys
 import executorch.runtime, numpy, safetensors.torch, torch

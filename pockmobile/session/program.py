@@ -4,10 +4,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, final
+from weakref import WeakSet
 
 import torch
 from executorch.extension.pybindings import portable_lib
-from executorch.runtime import Runtime, Verification
+from executorch.runtime import Program, Runtime, Verification
 
 from pockmobile.artifact.manifest import Manifest, Method, StateEntry, Tensor
 from pockmobile.artifact.program import check_program
@@ -26,6 +27,9 @@ _DTYPES: Final = {
     11: "bool",
     15: "bfloat16",
 }
+
+
+_open: "WeakSet[LoadedProgram]" = WeakSet()
 
 
 @final
@@ -48,12 +52,7 @@ class LoadedProgram:
         self.num_bytes: Final[int] = file.num_bytes
         # The runtime frees what Python no longer holds, although methods still point to it.
         self._runtime = Runtime.get()
-        try:
-            self._program = self._runtime.load_program(
-                file.path, verification=Verification.InternalConsistency
-            )
-        except RuntimeError as error:
-            raise self._unreadable(str(error)) from error
+        self._program = self._load()
         if "manifest" not in self._program.method_names:
             raise self._unreadable("it has no method 'manifest'")
         (text,) = self._execute("manifest", ())
@@ -62,6 +61,11 @@ class LoadedProgram:
         except ArtifactError as error:
             raise ArtifactError(f"{self.path}: {error}") from error
         self._check_methods()
+        _open.add(self)
+
+    def release(self) -> None:
+        """Frees the memory of all methods; each is loaded again at its next call."""
+        self._program = self._load()
 
     def run(self, name: str, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Runs a method; the tensors returned are copies, valid after the next call.
@@ -70,6 +74,14 @@ class LoadedProgram:
             ArtifactError: the runtime cannot load or run the method.
         """
         return [tensor.contiguous() for tensor in self._execute(name, tensors)]
+
+    def _load(self) -> Program:
+        try:
+            return self._runtime.load_program(
+                self.path, verification=Verification.InternalConsistency
+            )
+        except RuntimeError as error:
+            raise self._unreadable(str(error)) from error
 
     def _execute(self, name: str, tensors: Sequence[torch.Tensor]) -> Sequence[Any]:
         try:
@@ -133,10 +145,15 @@ class LoadedProgram:
 def set_num_threads(num_threads: int) -> None:
     """Sets the threads of ExecuTorch's pool, which all programs of this process share.
 
+    Loaded methods hold the pool that there was, and would hang or crash with another one: so
+    those of all open programs are released.
+
     Raises:
         UsageError: `num_threads` is not a positive whole number.
     """
     if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
         raise UsageError(f"threads is {num_threads!r}, expected a whole number from 1")
     if portable_lib._threadpool_get_thread_count() != num_threads:
+        for program in list(_open):
+            program.release()
         portable_lib._unsafe_reset_threadpool(num_threads)
