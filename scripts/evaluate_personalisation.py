@@ -21,7 +21,6 @@ from typing import Final
 from unittest.mock import patch
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -31,10 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pockmobile.keyboard import Burst, Personalizer, Settings, Vocabulary, tokenize
 from pockmobile.keyboard.characters import lower
+from pockmobile.keyboard.ngrams import ORDER, Ngrams, Probabilities, mixed
+from pockmobile.keyboard.predictor import Predictor
+from pockmobile.keyboard.settings import Shape
 from pockmobile.keyboard.tokenizer import START, UNKNOWN
 from pockmobile.models import keyboard_lm
 from pockmobile.session import Session
-from scripts.keyboard_cache import NgramCache, best_share, mixed
 from scripts.keyboard_metrics import predictions
 from scripts.keyboard_programs import BATCH, CONTEXT, keyboard_program
 from scripts.keyboard_text import sms_writers, split_writers
@@ -52,10 +53,13 @@ NAMES: Final = (
     "base", "n-grams", "base + n-grams", "personal", "personal + n-grams", "full, same batches",
     "full, all text",
 )  # fmt: skip
-"""What is compared. Both of the last are eager PyTorch without a gate."""
+"""What is compared. `personal + n-grams` is what the keyboard suggests; its n-grams have the
+messages kept, those of the others all text. Both of the last are eager PyTorch, ungated."""
 
 Step = tuple[Tensor, Tensor, float]
 """Inputs, targets and the learning rate."""
+Predict = Callable[[Tensor], Tensor]
+"""Maps tokens [rows, context] to the distribution of the next one at each place."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,10 @@ class Writer:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured on a writer's later messages, by the name of what predicted them."""
+    """What was measured on a writer's later messages, by the name of what predicted them.
+
+    `shares` are those of the n-grams beside the base model and beside the personal one.
+    """
 
     corpus: str
     writer: str
@@ -77,7 +84,7 @@ class Result:
     num_own_words: int
     outcomes: dict[str, int]
     burst_seconds: float
-    share: float
+    shares: tuple[float, float]
     figures: dict[str, Figures]
 
 
@@ -163,8 +170,8 @@ def simulate(program: Path, writer: Writer) -> Result:
         steps = [
             (*map(torch.from_numpy, call.args[:2]), call.args[2]) for call in step.mock_calls
         ]
-        shipped = Session(program, threads=1)
-        figures, share = scene.compare(_logits(shipped), _logits(session), steps)
+        rival = scene.rival(Session(program, threads=1))
+        figures = scene.compare(rival, keyboard, steps)
     outcomes = [burst.outcome for burst in bursts]
     seconds = [burst.seconds for burst in bursts if burst.num_steps]
     return Result(
@@ -174,7 +181,7 @@ def simulate(program: Path, writer: Writer) -> Result:
         num_own_words=len(scene.own),
         outcomes={outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))},
         burst_seconds=statistics.median(seconds) if seconds else 0.0,
-        share=share,
+        shares=(rival.share, keyboard.predictor.share),
         figures=figures,
     )
 
@@ -186,14 +193,6 @@ def _learn(keyboard: Personalizer, messages: Sequence[str]) -> list[Burst]:
         if number % BURST_EVERY == 0:
             bursts.append(keyboard.train())
     return bursts
-
-
-def _logits(session: Session) -> Callable[[Tensor], Tensor]:
-    def predict(rows: Tensor) -> Tensor:
-        outputs = [session.predict(row) for row in rows.split(1)]
-        return torch.cat([output for output in outputs if isinstance(output, Tensor)])
-
-    return predict
 
 
 class _Scene:
@@ -216,52 +215,48 @@ class _Scene:
         words = {n: lower(vocabulary.shown(n)) for n in range(vocabulary.num_tokens)}
         self._base_words = {n: word for n, word in words.items() if vocabulary.is_word(n)}
 
+    def rival(self, shipped: Session) -> Predictor:
+        """Returns the shipped model beside n-grams, which have the share that fits best."""
+        shape = Shape.of(shipped.manifest, self._vocabulary)
+        found = Predictor(shipped, shape, self._vocabulary)
+        held_out = self._text[self._first_held_out : self._first_test]
+        known = self._ngrams(self._first_held_out)
+        found.fit(held_out, known, Settings().least_ngram_gain)
+        return found
+
     def compare(
-        self,
-        shipped: Callable[[Tensor], Tensor],
-        personal: Callable[[Tensor], Tensor],
-        steps: Sequence[Step],
-    ) -> tuple[dict[str, Figures], float]:
-        """Returns figures by name, and the share of the n-grams in the base's mixture."""
-        first, labels = self._first_held_out, np.array(self._text)
-        num_held_out = self._first_test - first
-        base, model = self._all(shipped, first), self._all(personal, first)
-        early = self._ngrams(first, first)[:num_held_out]
-        held_out = labels[first : self._first_test]
-        share = best_share(base[:num_held_out], early, held_out)
-        model_share = best_share(model[:num_held_out], early, held_out)
-        base, model = base[num_held_out:], model[num_held_out:]
-        ngrams = self._ngrams(self._first_test, self._first_test)
-        same = self._all(_fine_tuned(steps), self._first_test)
-        full = self._all(_fine_tuned(self._steps()), self._first_test)
-        keyboard = Keyboard(self._base_words | self.own)
-        of = partial(self._figures, keyboard, self._text)
-        plain = self._all(shipped, self._first_test, self._plain)
+        self, rival: Predictor, keyboard: Personalizer, steps: Sequence[Step]
+    ) -> dict[str, Figures]:
+        """Returns figures by name."""
+        base, personal = self._all(_of(rival)), self._all(_of(keyboard.predictor))
+        ngrams, kept = self._after(self._ngrams(self._first_test)), self._after(keyboard.ngrams)
+        known = Keyboard(self._base_words | self.own)
+        of = partial(self._figures, known, self._text)
+        plain = self._all(_of(rival), self._plain)
         return {
             "base": self._figures(Keyboard(self._base_words), self._plain, plain),
             "n-grams": of(ngrams),
-            "base + n-grams": of(mixed(base, ngrams, share)),
-            "personal": of(model),
-            "personal + n-grams": of(mixed(model, ngrams, model_share)),
-            "full, same batches": of(same),
-            "full, all text": of(full),
-        }, share
+            "base + n-grams": of(mixed(base, ngrams, rival.share)),
+            "personal": of(personal),
+            "personal + n-grams": of(mixed(personal, kept, keyboard.predictor.share)),
+            "full, same batches": of(self._all(_fine_tuned(steps))),
+            "full, all text": of(self._all(_fine_tuned(self._steps()))),
+        }
 
-    def _all(
-        self, predict: Callable[[Tensor], Tensor], first: int, text: list[int] | None = None
-    ) -> npt.NDArray[np.float32]:
-        """Returns the distribution of each token from `first` on, float32 [places, tokens]."""
+    def _all(self, predict: Predict, text: list[int] | None = None) -> Probabilities:
+        """Returns the distribution of each token of the test, float32 [places, tokens]."""
         stream = torch.tensor(self._text if text is None else text)
-        found = predictions(predict, stream, first, CONTEXT, STRIDE)
-        return torch.cat([logits.softmax(1) for logits, _ in found]).numpy()
+        found = predictions(predict, stream, self._first_test, CONTEXT, STRIDE)
+        return torch.cat([rows for rows, _ in found]).numpy()
 
-    def _ngrams(self, counted: int, first: int) -> npt.NDArray[np.float32]:
-        cache = NgramCache(self._text[:counted], self._vocabulary.num_tokens)
-        return cache.probabilities(self._text, range(first, len(self._text)))
+    def _ngrams(self, stop: int) -> Ngrams:
+        return Ngrams(self._text[:stop], self._vocabulary.num_tokens)
 
-    def _figures(
-        self, keyboard: Keyboard, text: list[int], found: npt.NDArray[np.float32]
-    ) -> Figures:
+    def _after(self, ngrams: Ngrams) -> Probabilities:
+        places = range(self._first_test, len(self._text))
+        return np.stack([ngrams.after(self._text[place - ORDER : place]) for place in places])
+
+    def _figures(self, keyboard: Keyboard, text: list[int], found: Probabilities) -> Figures:
         unknown = self._vocabulary.id(UNKNOWN)
         places = range(self._first_test, len(text))
         is_word = [self._vocabulary.is_word(n) or n == unknown or n in self.own for n in text]
@@ -285,7 +280,11 @@ class _Scene:
         return [(rows, rows, rate) for rows, rate in zip(batches, rates, strict=True)]
 
 
-def _fine_tuned(steps: Sequence[Step]) -> nn.Module:
+def _of(predictor: Predictor) -> Predict:
+    return lambda rows: torch.from_numpy(predictor.model(rows.numpy()))
+
+
+def _fine_tuned(steps: Sequence[Step]) -> Predict:
     """Trains the whole model by the same rule as the program, in eager PyTorch."""
     model = keyboard_lm(pretrained=True)
     optimizer = torch.optim.SGD(model.parameters())
@@ -297,7 +296,7 @@ def _fine_tuned(steps: Sequence[Step]) -> nn.Module:
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    return model
+    return lambda rows: model(rows).softmax(-1)
 
 
 def print_table(results: Sequence[Result]) -> None:

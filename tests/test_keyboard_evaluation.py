@@ -9,38 +9,9 @@ import torch
 
 from pockmobile.keyboard import Vocabulary, tokenize
 from pockmobile.models import keyboard_lm
-from scripts.keyboard_cache import NgramCache, best_share, mixed
 from scripts.keyboard_typing import Keyboard, Typed
 
 WORDS = {0: "the", 1: "they", 2: "then", 3: "tea", 4: "cat", 5: "car", 6: "dog"}
-
-
-class TestNgrams:
-    def test_a_history_leaves_what_witten_and_bell_say(self) -> None:
-        text = [0, 1, 2, 0, 1, 3, 4, 1]
-        [row] = NgramCache(text, 5).probabilities([0, 1, 2], [2])
-        words = np.array([2, 3, 1, 1, 1]) / 8
-        # Behind 1 stood 2 and 3, behind 0 1 the same: each time 2 tokens of 2 kinds.
-        pairs = (np.array([0, 0, 1, 1, 0]) + 2 * words) / 4
-        triples = (np.array([0, 0, 1, 1, 0]) + 2 * pairs) / 4
-        np.testing.assert_allclose(row, triples, rtol=1e-6)
-
-    def test_rows_are_distributions(self) -> None:
-        text = torch.randint(20, (500,), generator=torch.Generator().manual_seed(0)).tolist()
-        rows = NgramCache(text[:400], 20).probabilities(text, range(400, 500))
-        np.testing.assert_allclose(rows.sum(1), 1.0, rtol=1e-5)
-
-    def test_an_unknown_history_leaves_single_words(self) -> None:
-        [row] = NgramCache([0, 0, 1], 3).probabilities([2, 2, 0], [2])
-        np.testing.assert_allclose(row, [2 / 3, 1 / 3, 0])
-
-    def test_the_share_follows_who_is_right(self) -> None:
-        labels = np.array([0, 1])
-        right = np.array([[0.9, 0.1], [0.1, 0.9]], np.float32)
-        wrong = right[:, ::-1].copy()
-        assert best_share(right, wrong, labels) == 0.0
-        assert best_share(wrong, right, labels) == 0.8
-        assert mixed(right, wrong, 0.25)[0, 0] == pytest.approx(0.7)
 
 
 class TestTyping:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
-import numpy as np
-import torch
-
 from pockmobile.artifact.codec import decode, encode
 from pockmobile.errors import ArtifactError, CheckpointError, InputError, NonFiniteError
 from pockmobile.keyboard.gate import Burst, History, Outcome, decide, held_out_loss
 from pockmobile.keyboard.learned import Learned
+from pockmobile.keyboard.ngrams import Ngrams
 from pockmobile.keyboard.own_words import OwnWords, Words, typed_form
+from pockmobile.keyboard.predictor import Predictor
 from pockmobile.keyboard.settings import (
     Draws,
     Rows,
@@ -41,12 +40,13 @@ _MOST_SECONDS: Final = 2**53
 @final
 @dataclass(frozen=True)
 class _Record:
-    """What the file of the store holds."""
+    """What the file of the store holds; `share` is that of the n-grams."""
 
     vocabulary: str
     examples: Examples
     words: Words
     history: History
+    share: float
 
 
 @final
@@ -86,7 +86,8 @@ class Personalizer:
         self._clock = clock
         self._session = Session(program)
         self._shape = Shape.of(self._session.manifest, self._vocabulary)
-        self._is_word = torch.tensor(list(map(self._vocabulary.is_word, self._numbers)))
+        self._predictor = Predictor(self._session, self._shape, self._vocabulary)
+        self._ngrams: Ngrams | None = None
         self._folder = Path(folder)
         self._states = States(self._folder, most=self._settings.num_states)
         self._notices: list[str] = []
@@ -95,6 +96,7 @@ class Personalizer:
         self._store = Store(self._settings, record.examples if record else None)
         self._words = OwnWords(self._settings, record.words if record else None)
         self._history = record.history if record else History()
+        self._predictor.share = record.share if record else 0.0
         self._unsaved_state: int | None = None
         self._num_unsaved = 0
         self._restore()
@@ -108,6 +110,18 @@ class Personalizer:
     def session(self) -> Session:
         """The session that trains; do not step it from outside."""
         return self._session
+
+    @property
+    def predictor(self) -> Predictor:
+        """What suggestions are taken from."""
+        return self._predictor
+
+    @property
+    def ngrams(self) -> Ngrams:
+        """The n-grams of the messages kept."""
+        if self._ngrams is None:
+            self._ngrams = self._count([*self._store.older, *self._store.recent])
+        return self._ngrams
 
     def encode(self, text: str) -> list[int]:
         """Returns a text as token numbers, with the slots of the owner's words."""
@@ -128,6 +142,7 @@ class Personalizer:
             if self._vocabulary.id(word) == unknown and word != UNKNOWN:
                 self._words.see(word, typed_form(text, word), self._store.num_typed)
         self._store.add(self._vocabulary.encode(tokens, self._words.slots), moment)
+        self._ngrams = None
         self._num_unsaved += 1
         if self._num_unsaved >= self._settings.save_every:
             self.save()
@@ -139,6 +154,7 @@ class Personalizer:
             examples=self._store.examples,
             words=self._words.words,
             history=self._history,
+            share=self._predictor.share,
         )
         try:
             write_sealed(self._folder / STORE_NAME, encode(record))
@@ -176,18 +192,20 @@ class Personalizer:
         self._history = self._history.add(burst)
         if outcome == "kept":
             self._unsaved_state = burst.number
+            self._predictor.num_taught = self._words.num_given
             self._save_state()
         else:
             if outcome == "returned":
                 self._remove_states()
             self._restore()
+        self._fit()
         self.save()
         return burst
 
     def suggest(self, text: str, count: int = 3) -> list[str]:
         """Returns the likeliest next words after a text, best first.
 
-        What the text is too short for, the messages before it give.
+        Where the text is short, the messages before it are the context, too.
 
         Raises:
             InputError: `count` is not positive.
@@ -195,18 +213,7 @@ class Personalizer:
         if count < 1:
             raise InputError(f"count is {count}, expected at least 1")
         context = self._context(self.encode(text))
-        row = np.full((1, self._shape.length), self._shape.start, np.int64)
-        row[0, : len(context)] = context
-        output = self._session.predict(row)
-        assert isinstance(output, torch.Tensor)
-        shown = self._words.shown
-        scores = output[0, len(context) - 1].masked_fill(~self._suggestable(), -torch.inf)
-        best = scores.topk(min(count, len(scores)))
-        return [
-            shown.get(number - FIRST_OWN) or self._vocabulary.shown(number)
-            for number, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            if score > -torch.inf
-        ]
+        return self._predictor.best(context, self.ngrams, count, self._words.shown)
 
     def learned(self) -> Learned:
         """Returns what was learnt, as counts."""
@@ -232,6 +239,7 @@ class Personalizer:
         """
         self._store, self._words = Store(self._settings), OwnWords(self._settings)
         self._history, self._unsaved_state, self._num_unsaved = History(), None, 0
+        self._predictor.share, self._predictor.num_taught, self._ngrams = 0.0, 0, None
         self._session.reset()
         (self._folder / STORE_NAME).unlink(missing_ok=True)
         self._states.remove_all()
@@ -255,13 +263,10 @@ class Personalizer:
         number = self._vocabulary.id(tokens[0]) if slot is None else FIRST_OWN + slot
         known = number != self._vocabulary.id(UNKNOWN)
         removed = self._store.remove(number) if known else 0
+        self._ngrams = None
         if not self.save():
             (self._folder / STORE_NAME).unlink(missing_ok=True)
         return removed
-
-    @property
-    def _numbers(self) -> range:
-        return range(self._vocabulary.num_tokens)
 
     def _read_store(self) -> _Record | None:
         try:
@@ -283,7 +288,8 @@ class Personalizer:
         for line in found.refused:
             self._notice(f"a state could not be used, the one before it is: {line}")
         # A store older than the state, or lost, does not know all slots that have been taught.
-        self._words.retire(int(found.metadata.get("num_slots", "0")))
+        self._predictor.num_taught = int(found.metadata.get("num_slots", "0"))
+        self._words.retire(self._predictor.num_taught)
         loss = found.metadata.get("held_out_loss")
         self._history = self._history.with_state(found.number, float(loss) if loss else None)
 
@@ -364,11 +370,13 @@ class Personalizer:
         messages = [*self._store.recent[-most:], tuple(tokens)]
         return stream(messages, self._shape.start)[-most:]
 
-    def _suggestable(self) -> torch.Tensor:
-        found = self._is_word.clone()
-        for slot in self._words.shown:
-            found[FIRST_OWN + slot] = True
-        return found
+    def _fit(self) -> None:
+        known = self._count([*self._store.older, *self._store.trained])
+        text = stream(self._store.held_out, self._shape.start)
+        self._predictor.fit(text, known, self._settings.least_ngram_gain)
+
+    def _count(self, messages: list[Tokens]) -> Ngrams:
+        return Ngrams(stream(messages, self._shape.start), self._vocabulary.num_tokens)
 
     def _files(self) -> Iterator[Path]:
         yield from self._folder.glob("state-*.safetensors")

@@ -36,6 +36,8 @@ class Settings:
         least_gain: how much lower than that of the shipped model the held-out loss must be, in
             nats, or the model returns to it: who writes like those of whom it was made gains
             little, and what they gain on the newest messages is soon lost on others.
+        least_ngram_gain: how much lower it must be with the owner's n-grams beside the model,
+            or these have no share in suggestions.
         least_uses: uses that make an unknown word one of the owner's.
         num_candidates: unknown words counted at a time.
         num_states: last good states kept on disk.
@@ -52,7 +54,8 @@ class Settings:
     lr: float = 0.2
     replay_share: float = 0.5
     margin: float = 0.0
-    least_gain: float = 0.1
+    least_gain: float = 0.15
+    least_ngram_gain: float = 0.02
     least_uses: int = 3
     num_candidates: int = 512
     num_states: int = 2

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pockmobile.errors import ArtifactError, InputError, UsageError
-from pockmobile.keyboard import Personalizer, Settings, Vocabulary
+from pockmobile.keyboard import FIRST_OWN, Personalizer, Settings, Vocabulary
 from pockmobile.keyboard.personalizer import STORE_NAME
 from pockmobile.keyboard.settings import Shape
 from pockmobile.session import Session
@@ -173,9 +173,21 @@ class TestText:
         suggestions = keyboard.suggest("", 400)
         assert len(suggestions) == 128
         assert not any("<" in word for word in suggestions)
+
+    def test_a_slot_not_learnt_yet_is_an_unknown_word(
+        self, open_keyboard: Open, messages: Messages
+    ) -> None:
+        keyboard = open_keyboard()
+        unknown = keyboard.suggest("qux", 400)
         for _ in range(3):
-            keyboard.add("Qux")
-        assert len(keyboard.suggest("", 400)) == 129
+            keyboard.add("Qux bak")
+        keyboard.forget_word("bak")
+        assert keyboard.encode("qux") == [FIRST_OWN]
+        assert keyboard.suggest("qux", 400) == unknown
+        fill(keyboard, messages)
+        assert keyboard.train().outcome == "kept"
+        assert keyboard.suggest("qux", 400) != unknown
+        assert len(keyboard.suggest("qux", 400)) == 129
 
     def test_short_texts_see_the_messages_before(
         self, open_keyboard: Open, messages: Messages
