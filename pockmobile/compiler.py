@@ -23,6 +23,7 @@ from pockmobile.capture import (
     index_limits,
     model_output,
     named_targets,
+    split_forward,
     with_adapters,
 )
 from pockmobile.describe import Description, MethodDescription, describe
@@ -68,6 +69,7 @@ def compile(
     clip_norm: float | None = None,
     target: str = "xnnpack",
     predict_batch_size: int = 1,
+    split: bool = False,
     name: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Program:
@@ -89,12 +91,14 @@ def compile(
         target: `xnnpack` or `portable`.
         predict_batch_size: the batch of `predict`; a model or an archive that takes the
             example's batch alone keeps that.
+        split: adds a method `encode` for what comes before the first layer that learns, so
+            that an example's latents can be kept and training starts there (latent replay).
         name: the model's name in the manifest; by default its class.
         progress: told each stage as it begins.
 
     Raises:
         ModelError: the forward pass or the loss fails on the example batch.
-        PlanError: the plan does not fit the model.
+        PlanError: the plan does not fit the model, or leaves nothing to split off.
         UnsupportedOperatorError: the runtime lacks an operator.
     """
     chosen_loss = resolve_loss(loss)
@@ -102,29 +106,32 @@ def compile(
     progress("export the forward pass")
     plain = export_forward(model, example_args, example_kwargs)
     resolved = resolve_plan(plan, describe_layers(plain))
-    forward = with_adapters(plain, resolved.adapters)
+    whole = with_adapters(plain, resolved.adapters)
+    encoder, forward = split_forward(whole, resolved.update) if split else (None, whole)
     output = model_output(forward, forward.inputs)
     targets = named_targets(example_targets, chosen_loss, output)
     progress("capture the joint graph")
     joint = capture_joint(forward, forward.inputs, targets, chosen_loss)
     progress("capture predict")
-    small = _resized(model, forward, example_args, example_kwargs, predict_batch_size)
-    predict = capture_predict(small, small.inputs)
+    small = _resized(model, whole, example_args, example_kwargs, predict_batch_size)
+    others = {"predict": capture_predict(small, small.inputs)}
+    if encoder is not None:
+        others["encode"] = capture_predict(encoder, encoder.inputs, [*forward.inputs])
     recipe = _Recipe(
         plan=_checked(resolved, forward, joint),
         optimizer=optimizer or SGD(),
         clip_norm=clip_norm,
         target=chosen_target,
     )
-    rewritten = _rewrite(joint, predict, recipe, progress)
+    rewritten = _rewrite(joint, others, recipe, progress)
     progress("lower")
     lowered = {method: chosen_target.lower(g) for method, g in rewritten.graphs.items()}
     description = Description(
         name=name or type(model).__name__,
-        sha256=_weights_sha256(forward),
+        sha256=_weights_sha256(whole),
         target=target,
         methods={m: MethodDescription(g, lowered[m]) for m, g in rewritten.graphs.items()},
-        input_limits=index_limits(joint),
+        input_limits=_input_limits([joint, *others.values()]),
         target_range=chosen_loss.target_range(output),
         plan=recipe.plan,
         optimizer=recipe.optimizer,
@@ -160,7 +167,10 @@ class _Rewritten:
 
 
 def _rewrite(
-    joint: JointGraph, predict: JointGraph, recipe: _Recipe, progress: Callable[[str], None]
+    joint: JointGraph,
+    others: Mapping[str, JointGraph],
+    recipe: _Recipe,
+    progress: Callable[[str], None],
 ) -> _Rewritten:
     progress("rewrite train_step")
     prune = pruning(recipe.plan)
@@ -176,12 +186,24 @@ def _rewrite(
             p.ReorderForMemory(),
         ],
     )
-    progress("rewrite evaluate and predict")
+    progress(f"rewrite evaluate, {', '.join(others)}")
     measured = joint.keep_outputs(lambda port: port.role in (Role.LOSS, Role.METRIC))
     graphs = {"train_step": train}
-    for method, graph in (("evaluate", measured), ("predict", predict)):
-        graphs[method], _ = p.run_passes(graph, [*prune, *rewriting(recipe.target)])
+    # What is encoded is frozen: it takes no part of the state.
+    pruning_of = {"encode": pruning(replace(recipe.plan, update={}))}
+    for method, graph in {"evaluate": measured, **others}.items():
+        own = pruning_of.get(method, prune)
+        graphs[method], _ = p.run_passes(graph, [*own, *rewriting(recipe.target)])
     return _Rewritten(graphs, [*first, *rest], pruned.num_operators)
+
+
+def _input_limits(graphs: Sequence[JointGraph]) -> Mapping[str, int]:
+    """Returns the least limit that a method has for each input that indexes a table."""
+    limits: dict[str, int] = {}
+    for graph in graphs:
+        for name, limit in index_limits(graph).items():
+            limits[name] = min(limit, limits.get(name, limit))
+    return limits
 
 
 def _emit(description: Description) -> Program:

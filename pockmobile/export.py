@@ -82,6 +82,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"what is trained: {PRESET_SYNTAX}, a plan file, or auto, which finds it as "
         "`analyze` does (default: full)",
     )
+    training.add_argument(
+        "--split",
+        action="store_true",
+        help="adds `encode` for what comes before the first layer that learns, so that later "
+        "epochs start there",
+    )
     add_training_options(training)
     add_optimizer_options(parser.add_argument_group("optimizer"))
     auto = parser.add_argument_group("with --plan auto")
@@ -213,6 +219,7 @@ def _compile(
         clip_norm=options.clip_norm,
         target=options.target,
         predict_batch_size=options.predict_batch_size,
+        split=options.split,
         name=loaded.name,
         progress=progress,
     )

@@ -3,8 +3,9 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, final
 
 from pockmobile.artifact.program import check_program
 from pockmobile.commands import Parser, positive_integer, positive_number, run, start_runtime
@@ -15,7 +16,7 @@ from pockmobile.loading.files import kind_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pockmobile.session import EvaluationResult, Session
+    from pockmobile.session import EvaluationResult, Latents, Session
 
 _DESCRIPTION: Final = """\
 Train a program on a data file, as the phone would, and say what it learnt.
@@ -80,6 +81,8 @@ def _run(options: argparse.Namespace) -> None:
     if options.checkpoint is not None and options.checkpoint.exists():
         session.restore(options.checkpoint)
         print(f"resumed from {options.checkpoint} after {session.num_steps} steps")
+    if session.manifest.is_split:
+        data, eval_data = _encoded(session, data), _encoded(session, eval_data)
     print("before: ", _measure(session, eval_data))
     for epoch in range(options.epochs):
         loss = _train(session, data, lr=options.lr, seed=options.seed)
@@ -91,13 +94,35 @@ def _run(options: argparse.Namespace) -> None:
         print(f"saved {options.checkpoint} after {session.num_steps} steps")
 
 
-def _read(session: "Session", path: Path) -> list["Tensor"]:
+@final
+@dataclass(frozen=True)
+class _Data:
+    """Inputs, or what a split program made of them, and targets: as many rows of each."""
+
+    inputs: "list[Tensor] | Latents"
+    targets: "list[Tensor]"
+
+    def rows(self, numbers: "Tensor") -> "_Data":
+        if isinstance(self.inputs, list):
+            inputs: list[Tensor] | Latents = [value[numbers] for value in self.inputs]
+        else:
+            inputs = self.inputs.rows(numbers)
+        return _Data(inputs, [value[numbers] for value in self.targets])
+
+
+def _encoded(session: "Session", data: _Data) -> _Data:
+    """Returns what training goes on from in each epoch."""
+    assert isinstance(data.inputs, list)
+    return replace(data, inputs=session.encode(data.inputs))
+
+
+def _read(session: "Session", path: Path) -> _Data:
     """Returns the inputs and targets of a data file as the program takes them, checked."""
     from pockmobile.loading.examples import read_batch
     from pockmobile.session.batches import num_rows, prepare
 
-    method = session.manifest.methods["train_step"]
-    inputs, targets = method.inputs_of("input"), method.inputs_of("target")
+    inputs = session.manifest.inputs
+    targets = session.manifest.methods["train_step"].inputs_of("target")
     batch = read_batch(path)
     if batch.targets is None:
         raise InputError(f"{path} has no targets; add a tensor named `target`")
@@ -109,7 +134,8 @@ def _read(session: "Session", path: Path) -> list["Tensor"]:
         num_rows(values, inputs + targets)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return _whole_batches(session, path, values)
+    values = _whole_batches(session, path, values)
+    return _Data(values[: len(inputs)], values[len(inputs) :])
 
 
 def _whole_batches(session: "Session", path: Path, values: list["Tensor"]) -> list["Tensor"]:
@@ -124,29 +150,28 @@ def _whole_batches(session: "Session", path: Path, values: list["Tensor"]) -> li
     return [value[: rows - rows % batch] for value in values]
 
 
-def _train(session: "Session", data: list["Tensor"], *, lr: float, seed: int) -> float:
+def _train(session: "Session", data: _Data, *, lr: float, seed: int) -> float:
     """Trains on each row once, shuffled; returns the mean loss of the steps."""
     import torch
     from tqdm import tqdm
 
     method = session.manifest.methods["train_step"]
-    num_inputs, batch = len(method.inputs_of("input")), method.inputs_of("target")[0].shape[0]
+    batch = method.inputs_of("target")[0].shape[0]
     # The steps done count too, so that no two epochs go through the rows in one order.
     generator = torch.Generator().manual_seed(seed + session.num_steps)
-    order = torch.randperm(len(data[0]), generator=generator)
+    order = torch.randperm(len(data.targets[0]), generator=generator)
     losses = []
     # None: shown on a terminal only.
     bar = tqdm(range(0, len(order), batch), unit="step", leave=False, disable=None)
     for start in bar:
-        rows = [value[order[start : start + batch]] for value in data]
-        losses.append(session.step(rows[:num_inputs], rows[num_inputs:], lr))
+        rows = data.rows(order[start : start + batch])
+        losses.append(session.step(rows.inputs, rows.targets, lr))
         bar.set_postfix_str(f"loss {losses[-1]:.4f}", refresh=False)
     return sum(losses) / len(losses)
 
 
-def _measure(session: "Session", data: list["Tensor"]) -> str:
-    num_inputs = len(session.manifest.methods["evaluate"].inputs_of("input"))
-    result = session.evaluate(data[:num_inputs], data[num_inputs:])
+def _measure(session: "Session", data: _Data) -> str:
+    result = session.evaluate(data.inputs, data.targets)
     return f"loss {result.loss:.4f}{_accuracy(result)}"
 
 

@@ -97,6 +97,7 @@ def test_the_defaults(
         "clip_norm": None,
         "target": "xnnpack",
         "predict_batch_size": 1,
+        "split": False,
         "name": "model",
     }
     output, errors = capsys.readouterr()
@@ -112,7 +113,7 @@ def test_all_options(compiler: FakeCompiler, tmp_path: Path) -> None:
     arguments = (
         f"{weights} -o {output} --model {__name__}:make_linear --input-shape 3 --batch-size 2 "
         f"--predict-batch-size 3 --loss {__name__}:my_loss --plan last:2 --clip-norm 1.5 "
-        f"--target portable --quiet"
+        f"--target portable --split --quiet"
     )
     assert export.main(arguments.split()) == 0
     assert output.exists()
@@ -123,6 +124,7 @@ def test_all_options(compiler: FakeCompiler, tmp_path: Path) -> None:
     assert compiler.options["clip_norm"] == 1.5
     assert compiler.options["target"] == "portable"
     assert compiler.options["predict_batch_size"] == 3
+    assert compiler.options["split"] is True
     assert compiler.options["name"] == "Linear"
 
 

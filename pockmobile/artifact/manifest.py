@@ -175,6 +175,16 @@ class Manifest:
         """The state entries that are parameters; they come first in the state."""
         return tuple(entry for entry in self.state if entry.role == "parameter")
 
+    @property
+    def is_split(self) -> bool:
+        """Whether `encode` computes the latents that `train_step` and `evaluate` take."""
+        return "encode" in self.methods
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What an example is made of: the inputs of `encode`, or of `train_step`."""
+        return self.methods["encode" if self.is_split else "train_step"].inputs_of("input")
+
     def to_json(self) -> str:
         """Returns the manifest as one line of JSON."""
         fields = encode(self)

@@ -6,6 +6,7 @@ from pockmobile.capture.interpreter import ForwardInterpreter
 from pockmobile.capture.joint import capture_joint, capture_predict, model_output, named_targets
 from pockmobile.capture.layers import describe_layers
 from pockmobile.capture.ranges import index_limits
+from pockmobile.capture.split import split_forward
 
 __all__ = [
     "Forward",
@@ -17,5 +18,6 @@ __all__ = [
     "index_limits",
     "model_output",
     "named_targets",
+    "split_forward",
     "with_adapters",
 ]

@@ -94,15 +94,22 @@ def capture_joint(
     return _joint(forward, module, inputs, targets, ports)
 
 
-def capture_predict(forward: Forward, inputs: Mapping[str, Tensor]) -> JointGraph:
-    """Returns the graph of the forward pass alone, for inputs of these shapes."""
+def capture_predict(
+    forward: Forward, inputs: Mapping[str, Tensor], names: Sequence[str] | None = None
+) -> JointGraph:
+    """Returns the graph of the forward pass alone, for inputs of these shapes.
+
+    Its outputs have these names; by default `output`, or `output_0`, `output_1` and so on.
+    """
 
     def predict(tensors: dict[str, Tensor], inputs: dict[str, Tensor]) -> list[Tensor]:
         with torch.no_grad():
             return ForwardInterpreter(forward, tensors).outputs(inputs)
 
     module, spec = _trace(predict, _tensors(forward), dict(inputs))
-    names = ["output"] if len(spec) == 1 else [f"output_{index}" for index in range(len(spec))]
+    if names is None:
+        several = [f"output_{index}" for index in range(len(spec))]
+        names = ["output"] if len(spec) == 1 else several
     return _joint(forward, module, inputs, {}, [Port(name, Role.OUTPUT) for name in names])
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from pockmobile.capture import Forward, ForwardInterpreter
-from pockmobile.sensitivity.cut import after, before, crossing, first_use
+from pockmobile.capture.cut import after, before, crossing, first_use
 from pockmobile.sensitivity.task import Data, Task, in_order
 
 CACHE_BYTES: Final = 1 << 30

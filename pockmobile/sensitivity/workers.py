@@ -15,8 +15,8 @@ from threading import RLock, Thread
 import torch
 from tqdm import tqdm
 
+from pockmobile.capture.cut import first_use
 from pockmobile.errors import PockmobileError
-from pockmobile.sensitivity.cut import first_use
 from pockmobile.sensitivity.packing import pack, unpack
 from pockmobile.sensitivity.prefix import PrefixCache
 from pockmobile.sensitivity.schedule import Schedule

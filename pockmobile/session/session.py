@@ -13,6 +13,7 @@ from pockmobile.artifact.checkpoint import load_checkpoint, save_checkpoint
 from pockmobile.artifact.manifest import Manifest, Tensor
 from pockmobile.errors import InputError, NonFiniteError
 from pockmobile.session.batches import Batch, counts, num_rows, pad, prepare
+from pockmobile.session.latents import Latents
 from pockmobile.session.program import LoadedProgram, set_num_threads
 
 
@@ -95,13 +96,31 @@ class Session:
         state = self._named_state()
         return {entry.name: state[entry.name].clone() for entry in self.manifest.parameters}
 
-    def step(self, inputs: Batch, targets: Batch, lr: float) -> float:
+    def encode(self, inputs: Batch) -> Latents:
+        """Returns what comes before the first layer that learns, for any number of rows.
+
+        `step` and `evaluate` take it in place of the inputs, in this epoch and in later ones.
+
+        Raises:
+            InputError: inputs are not what the program takes, or it was not split.
+        """
+        self._check_split()
+        tensors = self.manifest.inputs
+        values = prepare(inputs, tensors)
+        rows = num_rows(values, tensors)
+        batches = [self._program.run("encode", chunk) for chunk in _chunks(values, tensors)]
+        names = [tensor.name for tensor in self.manifest.methods["encode"].outputs]
+        columns = zip(*batches, strict=True)
+        found = {n: torch.cat(parts)[:rows] for n, parts in zip(names, columns, strict=True)}
+        return Latents(self.program_sha256, found)
+
+    def step(self, inputs: Batch | Latents, targets: Batch, lr: float) -> float:
         """Trains on one batch and returns its loss, measured before the update.
 
         Fewer rows than the program's batch are filled up with ignored ones.
 
         Args:
-            inputs: up to the program's batch of rows.
+            inputs: up to the program's batch of rows; of a split program also their latents.
             targets: as many rows.
             lr: learning rate, finite, not negative.
 
@@ -147,8 +166,10 @@ class Session:
             outputs = [torch.cat(parts)[:rows] for parts in zip(*batches, strict=True)]
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def evaluate(self, inputs: Batch, targets: Batch) -> EvaluationResult:
+    def evaluate(self, inputs: Batch | Latents, targets: Batch) -> EvaluationResult:
         """Returns the loss and the metrics over any number of rows; the state stays.
+
+        Of a split program, inputs may be latents.
 
         Raises:
             InputError: inputs or targets are not what the program takes, or every label is an
@@ -213,17 +234,31 @@ class Session:
         return dict(zip(names, self._state, strict=True))
 
     def _examples(
-        self, method: str, inputs: Batch, targets: Batch
+        self, method: str, inputs: Batch | Latents, targets: Batch
     ) -> tuple[Sequence[Tensor], list[torch.Tensor]]:
         declared = self.manifest.methods[method]
         input_tensors, target_tensors = (
             declared.inputs_of("input"),
             declared.inputs_of("target"),
         )
-        values = prepare(inputs, input_tensors) + prepare(targets, target_tensors)
+        values = prepare(self._trained_on(inputs), input_tensors)
+        values += prepare(targets, target_tensors)
         tensors = input_tensors + target_tensors
         num_rows(values, tensors)
         return tensors, values
+
+    def _check_split(self) -> None:
+        if not self.manifest.is_split:
+            raise InputError("the program was not split, it takes inputs; export with --split")
+
+    def _trained_on(self, inputs: Batch | Latents) -> Batch:
+        """Returns what `train_step` and `evaluate` take."""
+        if not isinstance(inputs, Latents):
+            return self.encode(inputs).values() if self.manifest.is_split else inputs
+        self._check_split()
+        if inputs.program_sha256 != self.program_sha256:
+            raise InputError("the latents are of another program; encode the inputs again")
+        return inputs.values()
 
     def _check_outputs(self, rows: int, batch: int) -> None:
         if rows == batch:

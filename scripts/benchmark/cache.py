@@ -9,9 +9,9 @@ import sys
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, Literal, final
+from typing import Final, final
 
-from scripts.benchmark.variants import ProgramInfo, VariantError
+from scripts.benchmark.variants import Kind, ProgramInfo, VariantError
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 _SHARED: Final = (
@@ -23,6 +23,7 @@ _SHARED: Final = (
 _SOURCES: Final = {
     "inputs": _SHARED,
     "ours": (*_SHARED, "pockmobile/**/*.py"),
+    "split": (*_SHARED, "pockmobile/**/*.py"),
     "stock": (*_SHARED, "scripts/benchmark/stock_export.py"),
 }
 """What each kind of file is made from: it is made again when one of these changes."""
@@ -63,7 +64,7 @@ class Cache:
         return path
 
     def program(
-        self, kind: Literal["ours", "stock"], work: str, batch: int, detail: str
+        self, kind: Kind, work: str, batch: int, detail: str
     ) -> tuple[Path, ProgramInfo]:
         """Returns a program and what it tells; `detail` is as in `export.Order`.
 

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, final
 
@@ -31,7 +32,7 @@ class Order:
     `detail` is the plan of a program of ours, and how stock ExecuTorch lowers its own.
     """
 
-    kind: Literal["inputs", "ours", "stock"]
+    kind: Literal["inputs", "ours", "split", "stock"]
     work: str
     batch: int
     path: str
@@ -61,7 +62,7 @@ def _write_program(order: Order) -> None:
     start = time.perf_counter()
     model = settled_model(WORKS[order.work], read_statistics(order.inputs))
     exported = export(model, read_batch(order.inputs), order.detail)
-    write = write_program if order.kind == "ours" else atomic_write
+    write = atomic_write if order.kind == "stock" else write_program
     write(order.path, exported.buffer)
     info = ProgramInfo(
         seconds=time.perf_counter() - start,
@@ -76,10 +77,10 @@ def _write_program(order: Order) -> None:
 
 def _exporter(kind: str) -> Callable[[nn.Module, tuple[Tensor, Tensor], str], Exported]:
     """Returns what exports; it imports no more, which would be timed as the export."""
-    if kind == "ours":
+    if kind in ("ours", "split"):
         from scripts.benchmark.our_export import export_ours
 
-        return export_ours
+        return partial(export_ours, split=kind == "split")
     from scripts.benchmark.stock_export import export_stock
 
     return export_stock

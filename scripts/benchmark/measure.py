@@ -13,7 +13,7 @@ from typing import Final, Protocol, TypeVar, final
 from scripts.benchmark.cache import Cache
 from scripts.benchmark.process import Worker
 from scripts.benchmark.results import Case, Measured
-from scripts.benchmark.variants import Job, Part, ProgramInfo, Variant, VariantError
+from scripts.benchmark.variants import Job, Kind, Part, ProgramInfo, Variant, VariantError
 from scripts.benchmark.works import Work
 
 NUM_CHECKED: Final = 10
@@ -136,7 +136,8 @@ def _prepare(variant: Variant, setting: Setting, cache: Cache) -> _Prepared:
         path, info = cache.program("stock", work, batch, variant.lowering)
         parts = info.parts
     elif variant.engine == "ours":
-        path, info = cache.program("ours", work, batch, plan)
+        kind: Kind = "split" if variant.is_split else "ours"
+        path, info = cache.program(kind, work, batch, plan)
     elif variant.trains == "plan":
         # The exported program says what the plan trains.
         parts = cache.program("ours", work, batch, plan)[1].parts

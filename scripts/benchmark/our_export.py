@@ -7,10 +7,12 @@ from pockmobile.optim import SGD
 from scripts.benchmark.variants import Exported
 
 
-def export_ours(model: nn.Module, batch: tuple[Tensor, Tensor], plan: str) -> Exported:
+def export_ours(
+    model: nn.Module, batch: tuple[Tensor, Tensor], plan: str, *, split: bool
+) -> Exported:
     """Returns the program that trains a plan (a preset, or the path of a file)."""
     inputs, targets = batch
-    program = compile(model, (inputs,), (targets,), plan=plan, optimizer=SGD())
+    program = compile(model, (inputs,), (targets,), plan=plan, optimizer=SGD(), split=split)
     method = program.manifest.methods["train_step"]
     parts = {
         entry.parameter: entry.slice and (entry.slice.dim, entry.slice.start, entry.slice.stop)

@@ -20,8 +20,10 @@ def open_engine(job: Job) -> "_Ours":
 class _Ours:
     def __init__(self, job: Job) -> None:
         assert job.program is not None
-        self._batch = read_batch(job.inputs)
+        self._inputs, self._targets = read_batch(job.inputs)
         self._session = Session(job.program, threads=job.threads)
+        is_split = self._session.manifest.is_split
+        self._given = self._session.encode(self._inputs) if is_split else self._inputs
 
     def step(self, lr: float) -> float:
-        return self._session.step(*self._batch, lr=lr)
+        return self._session.step(self._given, self._targets, lr=lr)

@@ -26,7 +26,8 @@ NOTES: Final = (
     "Times are of one step, ratios of its time to that of the first row. User CPU is that of a "
     "step, all threads together. Process memory is the peak of the worker's resident memory "
     "over that after its imports; torch.compile's holds its compiler's. Loss is before and "
-    "after the steps of the check. `-full` and stock ExecuTorch train everything."
+    "after the steps of the check. `-full` and stock ExecuTorch train everything; `-split` "
+    "starts from latents, as from the second epoch on."
 )
 
 

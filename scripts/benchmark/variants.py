@@ -8,6 +8,8 @@ from typing import Any, Final, Literal, TypeAlias, final
 from pockmobile.errors import PockmobileError
 
 Engine: TypeAlias = Literal["ours", "eager", "stock"]
+Kind: TypeAlias = Literal["ours", "split", "stock"]
+"""Of a program: `split` is one of ours that starts from latents."""
 Part: TypeAlias = tuple[int, int, int] | None
 """The trained channels of a parameter (dimension, start, stop), or None for all."""
 
@@ -22,7 +24,8 @@ class Variant:
     """One way to train.
 
     `trains` says what: the plan of the work, or everything. `is_compiled` is torch.compile.
-    Of stock ExecuTorch, `lowering` says what its export does beside the usual.
+    Of stock ExecuTorch, `lowering` says what its export does beside the usual. `is_split`
+    starts each step from latents, as from the second epoch on.
     """
 
     name: str
@@ -30,6 +33,7 @@ class Variant:
     trains: Literal["plan", "full"]
     is_compiled: bool = False
     lowering: Literal["", "xnnpack", "split-addmm"] = ""
+    is_split: bool = False
 
     @property
     def has_program(self) -> bool:
@@ -47,6 +51,7 @@ VARIANTS: Final[Mapping[str, Variant]] = {
     for variant in (
         Variant("ours", "ours", "plan"),
         Variant("ours-full", "ours", "full"),
+        Variant("ours-split", "ours", "plan", is_split=True),
         Variant("eager-same", "eager", "plan"),
         Variant("eager-full", "eager", "full"),
         Variant("compile-same", "eager", "plan", is_compiled=True),

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pockmobile.capture.cut import first_use
 from pockmobile.plan import Slice
 from pockmobile.sensitivity import Task, cut_task, fine_tune
-from pockmobile.sensitivity.cut import first_use
 from pockmobile.sensitivity.prefix import PrefixCache
 from tests.sensitivity.tiny_tasks import BATCH, SCHEDULE, cnn_task, mlp_task, space_of, task_of
 
