@@ -12,7 +12,7 @@ import torch
 from pockmobile.artifact.checkpoint import load_checkpoint, save_checkpoint
 from pockmobile.artifact.manifest import Manifest, Tensor
 from pockmobile.errors import InputError, NonFiniteError
-from pockmobile.session.batches import Batch, counts, num_rows, pad, prepare
+from pockmobile.session.batches import Batch, all_finite, counts, num_rows, pad, prepare
 from pockmobile.session.latents import Latents
 from pockmobile.session.program import LoadedProgram, set_num_threads
 
@@ -271,13 +271,13 @@ class Session:
                 )
 
     def _check_finite(self, loss: torch.Tensor, state: Sequence[torch.Tensor]) -> None:
-        if not _is_finite(loss):
+        if not all_finite(loss):
             raise NonFiniteError(
                 f"the loss of step {self.num_steps + 1} is {loss.item()}; the state is as "
                 "before: lower the learning rate or check the inputs"
             )
         for entry, tensor in zip(self.manifest.state, state, strict=True):
-            if not _is_finite(tensor):
+            if not all_finite(tensor):
                 raise NonFiniteError(
                     f"step {self.num_steps + 1} makes {entry.name} infinite or NaN; the state "
                     "is as before: lower the learning rate"
@@ -291,14 +291,6 @@ def _learning_rate(lr: float) -> torch.Tensor:
     if not math.isfinite(rate.item()) or rate.item() < 0:
         raise InputError(f"lr is {lr}, expected a finite number that is not negative")
     return rate
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    if not tensor.is_floating_point() or tensor.numel() == 0:
-        return True
-    # One pass without a mask as large as the state; both ends are NaN if any value is.
-    low, high = torch.aminmax(tensor)
-    return math.isfinite(low.item()) and math.isfinite(high.item())
 
 
 def _any_counts(values: Sequence[torch.Tensor], tensors: Sequence[Tensor]) -> bool:
