@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import pockmobile
 from pockmobile import Session
 from pockmobile.personalize import main
 from tests.tiny_program import NUM_CLASSES, random_rows, write_tiny_program
@@ -154,3 +155,22 @@ def test_what_fills_no_batch_is_left_out_of_a_loss_without_ignored_labels(
     few = data_file(tmp_path / "few.safetensors", num_rows=3)
     assert main([str(program), "--data", str(few)]) == 1
     assert "has 3 rows, the program trains on 4 at a time" in capsys.readouterr().err
+
+
+def test_a_split_program_learns_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3))
+    inputs = torch.randn(20, 6)
+    data = tmp_path / "data.safetensors"
+    labels = inputs[:, :3].argmax(1)
+    safetensors.torch.save_file({"input": inputs, "target": labels}, data)
+    outputs = []
+    for split in (True, False):
+        path = tmp_path / f"{split}.pte"
+        pockmobile.compile(model, (inputs[:4],), plan="head", split=split).save(path)
+        assert main([str(path), "--data", str(data), "--epochs", "3", "--lr", "0.3"]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+    assert "after:   loss" in outputs[0]

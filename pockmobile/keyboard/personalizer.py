@@ -371,6 +371,7 @@ class Personalizer:
         return stream(messages, self._shape.start)[-most:]
 
     def _fit(self) -> None:
+        self._ngrams = None  # Two at a time would take twice the memory.
         known = self._count([*self._store.older, *self._store.trained])
         text = stream(self._store.held_out, self._shape.start)
         self._predictor.fit(text, known, self._settings.least_ngram_gain)
