@@ -46,7 +46,7 @@ class Settings:
     """
 
     num_recent: int = 400
-    num_older: int = 400
+    num_older: int = 1600
     most_tokens: int = 256
     held_out_part: int = 5
     least_held_out: int = 200

@@ -1,11 +1,13 @@
 """Writes a convolution's gradients, and convolutions with run-time weights, as products.
 
-XNNPACK packs a convolution's weight, so one that is trained cannot be its weight. The
-windows that it sees are gathered by a convolution with constant one-hot filters (`unfold`:
-channel c and tap k become channel c*K + k, the order of the weight itself), and the rest is
-a matrix product, or a weighted sum over taps where the convolution is depthwise.
+XNNPACK packs a convolution's weight, so one that is trained cannot be its weight. Where the
+convolution is depthwise, what lies under each tap is a slice of the input, which is multiplied
+by the tap's weights. Else the windows that it sees are gathered by a convolution with constant
+one-hot filters (`unfold`: channel c and tap k become channel c*K + k, the order of the weight
+itself), and the rest is a matrix product.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias, final
@@ -84,8 +86,11 @@ def _forward_trained(
 ) -> Any:  # fmt: skip
     if transposed:
         return NotImplemented
-    windows = _unfold(x, weight.shape[2:], _Geometry(stride, padding, dilation, groups))
-    result = _apply(windows, weight, groups)
+    geometry = _Geometry(stride, padding, dilation, groups)
+    if _is_depthwise(weight, groups):
+        result = _weighted(_taps(x, weight.shape[2:], geometry), weight)
+    else:
+        result = _apply(_unfold(x, weight.shape[2:], geometry), weight, groups)
     return result if bias is None else result + bias.reshape(1, -1, 1, 1)
 
 
@@ -96,13 +101,56 @@ def _apply(windows: Tensor, weight: Tensor, groups: int) -> Tensor:
     outputs, inner = weight.shape[0], weight[0].numel()
     if groups == 1:
         product = rows.reshape(-1, width) @ weight.reshape(outputs, inner).t()
-    elif outputs == groups:
-        product = (rows.reshape(-1, groups, inner) * weight.reshape(1, groups, inner)).sum(-1)
     else:
         split = rows.reshape(-1, groups, inner).permute(1, 0, 2)
         filters = weight.reshape(groups, outputs // groups, inner).permute(0, 2, 1)
         product = torch.bmm(split, filters).permute(1, 0, 2)
     return product.reshape(n, height, length, outputs).permute(0, 3, 1, 2)
+
+
+def _is_depthwise(weight: Tensor, groups: int) -> bool:
+    return groups == weight.shape[0] and weight.shape[1] == 1
+
+
+def _taps(
+    x: Tensor, kernel: Sequence[int], geometry: _Geometry, *, flipped: bool = False
+) -> list[Tensor]:
+    """Returns what lies under each tap of a depthwise kernel, each [n, c, out_h, out_w].
+
+    A depthwise convolution with one weight of 1 moves the input, in channels side by side.
+    """
+    taps = int(kernel[0]) * int(kernel[1])
+    if taps == 1 and geometry.is_pointwise:
+        return [x]
+    if all(step == 1 for step in geometry.stride):
+        found = _slices(x, kernel, geometry)
+        return found[::-1] if flipped else found
+    channels = x.shape[1]
+    one_hot = torch.eye(taps).flip(0) if flipped else torch.eye(taps)
+    filters = one_hot.reshape(taps, 1, 1, *kernel).expand(taps, channels, 1, *kernel)
+    return [replace(geometry, groups=channels).convolve(x, one) for one in filters]
+
+
+def _slices(x: Tensor, kernel: Sequence[int], geometry: _Geometry) -> list[Tensor]:
+    """Returns what lies under each tap of a kernel that slides by one."""
+    (above, left), (down, right) = geometry.padding, geometry.dilation
+    padded = _pad(x, (left, left, above, above))
+    sizes = [
+        padded.shape[2 + i] - geometry.dilation[i] * (int(kernel[i]) - 1) for i in range(2)
+    ]
+    columns = [padded.narrow(3, j * right, sizes[1]) for j in range(int(kernel[1]))]
+    return [
+        column.narrow(2, i * down, sizes[0])
+        for i in range(int(kernel[0]))
+        for column in columns
+    ]
+
+
+def _weighted(taps: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """Sums taps [n, c, h, w], each times its weight of [c, 1, kh, kw]."""
+    columns = weight.reshape(weight.shape[0], -1)
+    parts = [tap * columns[:, k].reshape(1, -1, 1, 1) for k, tap in enumerate(taps)]
+    return functools.reduce(torch.add, parts)
 
 
 def _unfold(
@@ -142,8 +190,9 @@ def _input_gradient(
     """Returns how the input's gradient is best computed."""
     if not is_frozen:
         return _by_windows
-    is_depthwise = groups == weight.shape[0] and weight.shape[1] == 1
-    return _by_flipped_filters if is_depthwise else _by_transposed_convolution
+    if _is_depthwise(weight, groups):
+        return _by_flipped_filters
+    return _by_transposed_convolution
 
 
 def _by_transposed_convolution(
@@ -170,6 +219,8 @@ def _by_windows(grad: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry) ->
     outputs, inner, *kernel = weight.shape
     groups = geometry.groups
     spread, dense = _spread(grad, x, kernel, geometry)
+    if _is_depthwise(weight, groups):
+        return _weighted(_taps(spread, kernel, dense, flipped=True), weight)
     windows = _unfold(spread, kernel, dense, flipped=True)
     by_group = weight.reshape(groups, outputs // groups, inner, *kernel).transpose(1, 2)
     turned = by_group.reshape(groups * inner, outputs // groups, *kernel)
@@ -210,6 +261,10 @@ def _pad(x: Tensor, widths: Sequence[int]) -> Tensor:
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
+    if _is_depthwise(weight, geometry.groups):
+        taps = _taps(x, weight.shape[2:], geometry)
+        sums = [(tap * grad).sum([0, 2, 3]).reshape(1, -1) for tap in taps]
+        return torch.cat(sums).t().reshape(weight.shape)
     windows = _unfold(x, weight.shape[2:], geometry)
     outputs, width, groups = grad.shape[1], windows.shape[1], geometry.groups
     errors = grad.permute(0, 2, 3, 1).reshape(-1, outputs)
@@ -217,9 +272,6 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: _Geometr
     if groups == 1:
         return (errors.t() @ rows).reshape(weight.shape)
     by_group = rows.reshape(-1, groups, width // groups)
-    if outputs == groups:
-        result = (by_group * errors.reshape(-1, groups, 1)).sum(0)
-    else:
-        split = errors.reshape(-1, groups, outputs // groups).permute(1, 2, 0)
-        result = torch.bmm(split, by_group.permute(1, 0, 2))
+    split = errors.reshape(-1, groups, outputs // groups).permute(1, 2, 0)
+    result = torch.bmm(split, by_group.permute(1, 0, 2))
     return result.reshape(weight.shape)
