@@ -204,6 +204,21 @@ def test_keyword_inputs_in_any_order(is_archive: bool) -> None:
     assert_matches(found, expected)
 
 
+def test_an_input_keeps_the_name_of_a_builtin() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, input: Tensor, type: Tensor) -> Tensor:
+            return self.linear(input) + type
+
+    inputs = {"input": torch.randn(4, 3), "type": torch.randn(4, 2)}
+    for args, kwargs in ((tuple(inputs.values()), {}), ((), inputs)):
+        graph = joint_of(Model(), args, torch.zeros(4, dtype=torch.int64), kwargs=kwargs)
+        assert list(graph.input_nodes(Role.INPUT)) == ["input", "type"]
+
+
 def test_positional_and_keyword_inputs_together() -> None:
     model, batch = Bert(), bert_batch()
     ids = batch.pop("ids")

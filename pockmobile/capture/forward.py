@@ -71,7 +71,7 @@ def export_forward(
     graph = program.module(check_guards=False)
     _drop_buffer_updates(graph.graph)
     leaves = tuple(tree_leaves((args, _ordered(program, kwargs))))
-    names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
+    names = [str(node.target) for node in graph.graph.nodes if node.op == "placeholder"]
     if len(names) != len(leaves):
         raise ModelError(
             f"the model takes {len(names)} inputs ({', '.join(names)}), found {len(leaves)}"

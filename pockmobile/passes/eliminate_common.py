@@ -20,8 +20,8 @@ class EliminateCommon(Pass):
 
     A value that is much larger than what it is made of is computed again where it is needed
     long after (the windows of a convolution, in the forward and in the backward pass): kept
-    all the while, it would be most of a training step's memory. So is a view, since what it
-    shows is there as well.
+    all the while, it would be most of a training step's memory. So is what only moves data
+    (a view, a slice, a pad), since what it moves is there as well.
 
     Before: a = exp(x); b = exp(x); add(a, b)
     After:  a = exp(x); add(a, a)
@@ -44,7 +44,13 @@ _FAR: Final = 64
 
 _MUCH: Final = 2
 
-_VIEW: Final = torch.ops.aten.view_copy.default
+_aten = torch.ops.aten
+_MOVES: Final = (
+    _aten.view_copy.default,
+    _aten.slice_copy.Tensor,
+    _aten.constant_pad_nd.default,
+    _aten.cat.default,
+)
 
 _MAX_COMPARED: Final = 4096
 """Elements of the largest constant that is compared by its bytes, others by their address."""
@@ -60,7 +66,7 @@ def _duplicates(graph: JointGraph) -> dict[fx.Node, fx.Node]:
             continue
         key = _key(node, found)
         before, first = seen.setdefault(key, (place, node))
-        if place - before > _FAR and (node.target is _VIEW or _is_expanding(node)):
+        if place - before > _FAR and (node.target in _MOVES or _is_expanding(node)):
             seen[key] = place, node
         elif first is not node:
             found[node] = first

@@ -1,5 +1,7 @@
 """Each value is computed once."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -64,19 +66,29 @@ def test_a_large_value_is_made_again_where_it_is_needed_long_after(
     assert_same(graph, changed, X)
 
 
+MOVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "view_copy": lambda x: aten.view_copy(x, [6]),
+    "slice_copy": lambda x: aten.slice_copy(x, 0, 0, 1),
+    "constant_pad_nd": lambda x: aten.constant_pad_nd(x, [1, 1]),
+}
+
+
 @pytest.mark.parametrize(("num_between", "num_expected"), [(10, 1), (100, 2)])
-def test_a_view_is_made_again_where_it_is_needed_long_after(
-    num_between: int, num_expected: int
+@pytest.mark.parametrize("name", MOVES)
+def test_data_is_moved_again_where_it_is_needed_long_after(
+    name: str, num_between: int, num_expected: int
 ) -> None:
+    move = MOVES[name]
+
     def function(x: Tensor) -> Tensor:
-        total = (aten.view_copy(x, [6]) + 1).sum()
+        total = (move(x) + 1).sum()
         for _ in range(num_between):
             total = total.sin()
-        return total + (aten.view_copy(x, [6]) * 2).sum()
+        return total + (move(x) * 2).sum()
 
     graph = trace(function, X)
     changed = apply(EliminateCommon(), graph)
-    assert operators(changed).count("view_copy") == num_expected
+    assert operators(changed).count(name) == num_expected
     assert_same(graph, changed, X)
 
 

@@ -135,6 +135,8 @@ def test_matrix_product(name: str, is_constant: bool) -> None:
 CONVOLUTIONS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "1x1": ((6, 4, 1, 1), {}),
     "1x1, stride 2": ((6, 4, 1, 1), {"stride": 2}),
+    "1x1, padded": ((6, 4, 1, 1), {"padding": 2}),
+    "1x1, padded, stride 2": ((6, 4, 1, 1), {"padding": 2, "stride": 2}),
     "3x3": ((6, 4, 3, 3), {"padding": 1}),
     "3x3, stride 2": ((6, 4, 3, 3), {"stride": 2, "padding": 1}),
     "5x3, dilated": ((6, 4, 5, 3), {"dilation": 2, "padding": (3, 1)}),
@@ -142,19 +144,34 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "depthwise, stride 2": ((4, 1, 3, 3), {"groups": 4, "padding": 1, "stride": 2}),
     "depthwise, twice": ((8, 1, 3, 3), {"groups": 4, "padding": 1}),
     "grouped": ((6, 2, 3, 3), {"groups": 2}),
+    # With 16 channels or more, a trained kernel's windows are gathered row by row.
+    "3x3, wide": ((18, 16, 3, 3), {"padding": 1}),
+    "3x3, wide, stride 2": ((18, 16, 3, 3), {"stride": 2, "padding": 1}),
+    "5x3, wide, dilated": ((6, 20, 5, 3), {"dilation": 2, "padding": (3, 1)}),
+    "1x3, wide": ((16, 17, 1, 3), {"padding": (2, 0)}),
 }
 
 
+def image(name: str) -> Tensor:
+    """Returns what a convolution takes, [2, channels, 12, 11]."""
+    shape, options = CONVOLUTIONS[name]
+    return torch.randn(2, shape[1] * options.get("groups", 1), 12, 11)
+
+
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_convolution_with_a_frozen_weight(name: str) -> None:
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_convolution(name: str, is_frozen: bool) -> None:
     torch.manual_seed(0)
     shape, options = CONVOLUTIONS[name]
-    constants = {"weight": torch.randn(shape), "bias": torch.randn(shape[0])}
+    weight, bias = torch.randn(shape), torch.randn(shape[0])
 
     def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return func.conv2d(x, weight, bias, **options)
 
-    check_on_xnnpack(convolve, torch.randn(2, 4, 12, 11), constants=constants)
+    if is_frozen:
+        check_on_xnnpack(convolve, image(name), constants={"weight": weight, "bias": bias})
+    else:
+        check_on_xnnpack(convolve, image(name), weight, bias)
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
@@ -162,7 +179,7 @@ def test_convolution_with_a_frozen_weight(name: str) -> None:
 def test_gradients_of_a_convolution(name: str, is_frozen: bool) -> None:
     torch.manual_seed(0)
     shape, options = CONVOLUTIONS[name]
-    weight, x = torch.randn(shape), torch.randn(2, 4, 12, 11)
+    weight, x = torch.randn(shape), image(name)
     grad = torch.randn(func.conv2d(x, weight, **options).shape)
     pairs = {key: torch.nn.modules.utils._pair(options.get(key, start)) for key, start in
              (("stride", 1), ("padding", 0), ("dilation", 1))}  # fmt: skip
