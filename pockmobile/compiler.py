@@ -180,6 +180,8 @@ def _rewrite(
         [
             p.AppendOptimizer(recipe.optimizer, recipe.clip_norm),
             p.Canonicalize(),
+            p.RemoveNoops(),
+            p.SplitOneHot(),
             p.NarrowGradients(),
             *rewriting(recipe.target),
             # Last, so that it sees the operators that will really run.

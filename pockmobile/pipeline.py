@@ -18,6 +18,7 @@ def simplification() -> Sequence[p.Pass]:
         p.FoldConstants(),
         p.RemoveNoops(),
         p.EliminateCommon(),
+        p.ScatterLast(),
         p.FoldScale(),
         p.MaskFromOutput(),
     ]

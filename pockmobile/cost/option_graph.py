@@ -45,6 +45,8 @@ def option_graph(joint: JointGraph, space: UpdateSpace, target: Target) -> Optio
     rewrites = [
         p.Prune(),
         p.Canonicalize(),
+        p.RemoveNoops(),
+        p.SplitOneHot(),
         p.NarrowGradients(),
         *simplification(),
         *own,

@@ -87,23 +87,35 @@ def inline(
     module that the operators belong to. Returns one node for each tensor that the function
     returns.
     """
-    nodes = [leaf for leaf in tree_leaves(list(args)) if isinstance(leaf, fx.Node)]
+    return splice(graph, traced(function, args), args, module=module)
+
+
+def traced(function: Callable[..., Any], args: Sequence[Any]) -> fx.GraphModule:
+    """Returns what `function` does with `args` (nodes, numbers, lists), for `splice`."""
+    nodes = nodes_of(args)
 
     def on_tensors(*tensors: Tensor) -> list[Tensor]:
         feed = dict(zip(nodes, tensors, strict=True))
         real = tree_map(lambda arg: feed[arg] if isinstance(arg, fx.Node) else arg, list(args))
         return [leaf for leaf in tree_leaves(function(*real)) if leaf is not None]
 
-    traced = make_fx(on_tensors)(*(node.meta["val"] for node in nodes))
-    return _splice(graph, traced, nodes, module)
+    module = make_fx(on_tensors)(*(node.meta["val"] for node in nodes))
+    assert isinstance(module, fx.GraphModule)
+    return module
 
 
-def _splice(
-    graph: fx.Graph, traced: fx.GraphModule, inputs: Sequence[fx.Node], module: str
+def nodes_of(args: Sequence[Any]) -> list[fx.Node]:
+    """Returns the nodes among arguments, however deep, in order."""
+    return [leaf for leaf in tree_leaves(list(args)) if isinstance(leaf, fx.Node)]
+
+
+def splice(
+    graph: fx.Graph, traced: fx.GraphModule, args: Sequence[Any], *, module: str = ""
 ) -> list[fx.Node]:
+    """Adds traced operators, which take the nodes among `args`; returns their results."""
     owner = graph.owning_module
     assert owner is not None
-    feed = iter(inputs)
+    feed = iter(nodes_of(args))
     memo: dict[fx.Node, fx.Node] = {}
     for node in traced.graph.nodes:
         if node.op == "placeholder":

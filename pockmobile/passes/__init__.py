@@ -6,6 +6,7 @@ from pockmobile.passes.base import Numerics, Pass, PassRun, run_passes
 from pockmobile.passes.canonicalize import Canonicalize
 from pockmobile.passes.decompose import Decompose
 from pockmobile.passes.eliminate_common import EliminateCommon
+from pockmobile.passes.flatten_softmax import FlattenSoftmax
 from pockmobile.passes.fold_constants import FoldConstants
 from pockmobile.passes.fold_scale import FoldScale
 from pockmobile.passes.gather_log_softmax import GatherLogSoftmax
@@ -14,6 +15,8 @@ from pockmobile.passes.narrow_gradients import NarrowGradients
 from pockmobile.passes.prune import Prune
 from pockmobile.passes.remove_noops import RemoveNoops
 from pockmobile.passes.reorder_for_memory import ReorderForMemory
+from pockmobile.passes.scatter_last import ScatterLast
+from pockmobile.passes.split_one_hot import SplitOneHot
 
 __all__ = [
     "AppendOptimizer",
@@ -21,6 +24,7 @@ __all__ = [
     "Canonicalize",
     "Decompose",
     "EliminateCommon",
+    "FlattenSoftmax",
     "FoldConstants",
     "FoldScale",
     "GatherLogSoftmax",
@@ -32,5 +36,7 @@ __all__ = [
     "Prune",
     "RemoveNoops",
     "ReorderForMemory",
+    "ScatterLast",
+    "SplitOneHot",
     "run_passes",
 ]

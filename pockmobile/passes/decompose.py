@@ -6,9 +6,17 @@ from typing import Any, final
 
 import torch
 from torch import fx
+from torch.utils._pytree import tree_map
 
 from pockmobile.graph import JointGraph
-from pockmobile.graph.rewrite import MODULE_KEY, inline, replace_node, replace_results
+from pockmobile.graph.rewrite import (
+    MODULE_KEY,
+    nodes_of,
+    replace_node,
+    replace_results,
+    splice,
+    traced,
+)
 from pockmobile.passes.base import Numerics, Pass, finish
 
 Decomposition = Callable[..., Any]
@@ -45,36 +53,66 @@ class Decompose(Pass):
         if not any(self._rule(node) for node in graph.nodes):
             return graph
         changed = graph.copy()
+        traces: dict[Any, _Trace] = {}
         replaced = [
-            self._replace(changed, node) for node in list(changed.nodes) if self._rule(node)
+            self._replace(changed, node, traces)
+            for node in list(changed.nodes)
+            if self._rule(node)
         ]
         return finish(changed) if any(replaced) else graph
 
     def _rule(self, node: fx.Node) -> Decomposition | None:
         return self.select(node) if node.op == "call_function" else None
 
-    def _replace(self, graph: JointGraph, node: fx.Node) -> bool:
+    def _replace(self, graph: JointGraph, node: fx.Node, traces: dict[Any, "_Trace"]) -> bool:
         rule = self._rule(node)
         assert rule is not None
-        present: list[bool] = []
-
-        def traced(*args: Any) -> Any:
-            result = rule(*args, **node.kwargs)
-            if result is NotImplemented:
-                return []
-            several = isinstance(result, (tuple, list))
-            present[:] = [part is not None for part in (result if several else (result,))]
-            return result
-
-        with graph.module.graph.inserting_before(node):
-            nodes = inline(
-                graph.module.graph, traced, node.args, module=node.meta.get(MODULE_KEY, "")
-            )
-        if not present:
+        key = (rule, node.target, _signature(node))
+        if key not in traces:
+            traces[key] = _trace(rule, node)
+        trace = traces[key]
+        if not trace.present:
             return False
+        module = node.meta.get(MODULE_KEY, "")
+        with graph.module.graph.inserting_before(node):
+            nodes = splice(graph.module.graph, trace.operators, node.args, module=module)
         if isinstance(node.meta["val"], torch.Tensor):
             replace_node(node, nodes[0])
         else:
             feed = iter(nodes)
-            replace_results(node, [next(feed) if there else None for there in present])
+            replace_results(node, [next(feed) if there else None for there in trace.present])
         return True
+
+
+@final
+@dataclass(frozen=True)
+class _Trace:
+    """What a decomposition does, and which results it returns; none where it does nothing."""
+
+    operators: fx.GraphModule
+    present: tuple[bool, ...]
+
+
+def _trace(rule: Decomposition, node: fx.Node) -> _Trace:
+    present: list[bool] = []
+
+    def function(*args: Any) -> Any:
+        result = rule(*args, **node.kwargs)
+        if result is NotImplemented:
+            return []
+        several = isinstance(result, (tuple, list))
+        present[:] = [part is not None for part in (result if several else (result,))]
+        return result
+
+    operators = traced(function, node.args)
+    return _Trace(operators, tuple(present))
+
+
+def _signature(node: fx.Node) -> str:
+    """Returns what is the same for operators of which one trace serves all."""
+    nodes = list(dict.fromkeys(nodes_of(node.args)))
+    values = [(value.meta["val"].dtype, tuple(value.meta["val"].shape)) for value in nodes]
+    args = tree_map(
+        lambda leaf: f"%{nodes.index(leaf)}" if isinstance(leaf, fx.Node) else leaf, node.args
+    )
+    return repr((values, args, dict(node.kwargs)))

@@ -179,35 +179,37 @@ def _convolution_weight(graph: fx.Graph, cut: _Cut) -> fx.Node | None:
 
 
 def _index_put(graph: fx.Graph, cut: _Cut) -> fx.Node | None:
-    """Cuts a table's gradient, which adds rows to zeros: columns of them, or the rows cut.
+    """Cuts a table's gradient, which adds rows to another table: columns of it, or rows.
 
-    What is added to other rows goes to one row before and one behind, which are dropped.
+    What is added to other rows becomes zero, and goes to the first or the last row.
     """
-    zeros, indices, values, *accumulates = arguments(cut.source)
-    if zeros.target is not _aten.full.default or arguments(zeros)[1] != 0:
+    table, indices, values, *accumulates = arguments(cut.source)
+    if len(indices) != 1 or accumulates != [True] or len(shape_of(indices[0])) == 0:
         return None
-    if len(indices) != 1 or accumulates != [True] or len(shape_of(zeros)) != 2:
-        return None
-    num_rows, width = shape_of(zeros)
-    if cut.dim == 1:
-        piece = cut.take(graph, values, len(shape_of(values)) - 1)
-        table = _zeros(graph, zeros, [num_rows, cut.stop - cut.start])
-        return call(graph, _aten.index_put.default, table, indices, piece, True)
-    before, length = min(cut.start, 1), cut.stop - cut.start
-    table_rows = before + length + min(num_rows - cut.stop, 1)
-    if table_rows == num_rows:
-        return None
-    places = indices[0]
-    if cut.start > before:
-        places = call(graph, _aten.add.Tensor, places, before - cut.start)
-    places = call(graph, _aten.clamp.default, places, 0, table_rows - 1)
-    table = _zeros(graph, zeros, [table_rows, width])
-    table = call(graph, _aten.index_put.default, table, [places], values, True)
-    return call(graph, _aten.slice_copy.Tensor, table, 0, before, before + length, 1)
+    piece = _narrow_table(graph, table, cut)
+    if cut.dim > 0:
+        rank = len(shape_of(values)) - len(shape_of(table))
+        values = cut.take(graph, values, rank + cut.dim)
+        return call(graph, _aten.index_put.default, piece, indices, values, True)
+    (rows,) = indices
+    places = call(graph, _aten.sub.Tensor, rows, cut.start) if cut.start else rows
+    places = call(graph, _aten.clamp.default, places, 0, cut.stop - cut.start - 1)
+    back = call(graph, _aten.add.Tensor, places, cut.start) if cut.start else places
+    is_kept = call(graph, _aten.eq.Tensor, back, rows)
+    kept = call(graph, _aten._to_copy.default, is_kept, dtype=value_of(values).dtype)
+    width = [1] * (len(shape_of(table)) - 1)
+    kept = call(graph, _aten.view_copy.default, kept, [*shape_of(rows), *width])
+    values = call(graph, _aten.mul.Tensor, values, kept)
+    return call(graph, _aten.index_put.default, piece, [places], values, True)
 
 
-def _zeros(graph: fx.Graph, like: fx.Node, shape: list[int]) -> fx.Node:
-    return call(graph, _aten.full.default, shape, 0, dtype=value_of(like).dtype)
+def _narrow_table(graph: fx.Graph, table: fx.Node, cut: _Cut) -> fx.Node:
+    if table.target is not _aten.full.default:
+        return cut.take(graph, table, cut.dim)
+    shape = shape_of(table)
+    shape[cut.dim] = cut.stop - cut.start
+    fill, dtype = arguments(table)[1], value_of(table).dtype
+    return call(graph, _aten.full.default, shape, fill, dtype=dtype)
 
 
 _RULES: Final[Mapping[Any, _Rule]] = {

@@ -93,6 +93,7 @@ def _weighted(under: Iterable[tuple[int, Tensor]], weight: Tensor) -> Tensor:
     return functools.reduce(torch.add, parts)
 
 
+@functools.cache
 def _backward(*, is_frozen: bool) -> Decomposition:
     """Returns the decomposition of `convolution_backward`, whose weight is frozen or not."""
 

@@ -1,7 +1,7 @@
 """Turns a run of graph nodes into one delegate, moving memory only where it must."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias, final
+from typing import Any, Final, TypeAlias, final
 
 import torch
 from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import (
@@ -27,6 +27,9 @@ from pockmobile.targets.xnnpack.layout import (
 Operand: TypeAlias = Value | Constant
 Emit: TypeAlias = Callable[["Emitter", fx.Node], Operand]
 
+_NEAR: Final = 32
+"""Operators after which what was transposed is transposed again, lest it be kept for long."""
+
 
 @final
 class Emitter:
@@ -43,6 +46,7 @@ class Emitter:
         self._table = table
         self._constants = constants
         self._values: dict[fx.Node, Operand] = {}
+        self._moved: dict[tuple[Value, Order], tuple[int, Value]] = {}
 
     def add_input(self, node: fx.Node) -> None:
         """Makes a node from outside an input of the delegate."""
@@ -107,6 +111,15 @@ class Emitter:
         shape = value.shape
         if lies_in(value, order):
             return self.reshaped(value, storage_in(shape, order), order)
+        key = (value, order)
+        made, result = self._moved.get(key, (0, value))
+        if key not in self._moved or self.blob.num_nodes - made > _NEAR:
+            result = self._transposed(value, order)
+            self._moved[key] = self.blob.num_nodes, result
+        return result
+
+    def _transposed(self, value: Value, order: Order) -> Value:
+        shape = value.shape
         # Transposing few, merged axes is what XNNPACK does best: leave those of size one out.
         source, target = significant(value.order, shape), significant(order, shape)
         packed = self.reshaped(

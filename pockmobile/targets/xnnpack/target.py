@@ -12,6 +12,7 @@ from pockmobile.passes import (
     Canonicalize,
     Decompose,
     EliminateCommon,
+    FlattenSoftmax,
     FoldConstants,
     GatherLogSoftmax,
     Pass,
@@ -40,6 +41,7 @@ class Xnnpack(Target):
         """Returns the rewrites into XNNPACK's operators."""
         return (
             GatherLogSoftmax(),
+            FlattenSoftmax(),
             Decompose("xnnpack", select),
             Canonicalize(),
             # A convolution is written by whether its weight is a constant: fold first.
