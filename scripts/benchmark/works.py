@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 SEED: Final = 0
 NUM_CLASSES: Final = 10
 """Of the image models: a phone's owner has few."""
+_FEW_LABELS: Final = 4
+"""Of a row of tokens."""
+_BERT_TOKENS: Final = 30_522
 _NUM_SETTLING: Final = 8
 """Examples whose statistics BatchNorm takes, whatever the batch measured."""
 
@@ -23,7 +26,8 @@ class Work:
     """A model, the shape of one example, and how it is trained.
 
     `shape` is that of an image, (3, H, W), or of a row of tokens, (T,); labels are less than
-    `num_labels`, one for an image or for each token. `lr` lets plain SGD fit one batch.
+    `num_labels`, one for an image or for each token; where `num_tokens` says how many tokens
+    there are, one for a row. `lr` lets plain SGD fit one batch.
     """
 
     name: str
@@ -32,6 +36,7 @@ class Work:
     num_labels: int
     plan: str
     lr: float
+    num_tokens: int | None = None
 
     @property
     def has_tokens(self) -> bool:
@@ -52,8 +57,9 @@ class Work:
         random = torch.Generator().manual_seed(SEED + 1)
         size = (num_examples, *self.shape)
         if self.has_tokens:
-            inputs = torch.randint(self.num_labels, size, generator=random)
-            return inputs, torch.randint(self.num_labels, size, generator=random)
+            inputs = torch.randint(self.num_tokens or self.num_labels, size, generator=random)
+            shape = size if self.num_tokens is None else (num_examples,)
+            return inputs, torch.randint(self.num_labels, shape, generator=random)
         labels = torch.randint(self.num_labels, (num_examples,), generator=random)
         return torch.randn(size, generator=random), labels
 
@@ -134,31 +140,63 @@ def _llama() -> "nn.Module":
     return Llama()
 
 
+def _bert_base() -> "nn.Module":
+    from scripts.benchmark.encoder import Encoder
+
+    return Encoder(num_labels=_FEW_LABELS, num_tokens=_BERT_TOKENS)
+
+
+def _tiny_encoder() -> "nn.Module":
+    from scripts.benchmark.encoder import Encoder
+
+    return Encoder(
+        num_labels=_FEW_LABELS, num_tokens=64, context=8, width=32, num_blocks=2, num_heads=2
+    )
+
+
 def _tiny_lm() -> "nn.Module":
     from pockmobile.models.transformer_lm import TransformerLM
 
     return TransformerLM(num_tokens=64, context=8, width=32, num_blocks=2, num_heads=2)
 
 
-_FEW: Final = NUM_CLASSES
 WORKS: Final[Mapping[str, Work]] = {
     work.name: work
     for work in (
         Work(
-            "mobilenet_v2-0.35-96", _mobilenet_v2(0.35), (3, 96, 96), _FEW, "sparse:7:7", 5e-4
+            "mobilenet_v2-0.35-96",
+            _mobilenet_v2(0.35),
+            (3, 96, 96),
+            NUM_CLASSES,
+            "sparse:7:7",
+            5e-4,
         ),
         Work(
-            "mobilenet_v2-1.0-128", _mobilenet_v2(1.0), (3, 128, 128), _FEW, "sparse:7:7", 5e-4
+            "mobilenet_v2-1.0-128",
+            _mobilenet_v2(1.0),
+            (3, 128, 128),
+            NUM_CLASSES,
+            "sparse:7:7",
+            5e-4,
         ),
         Work(
-            "mobilenet_v2-1.0-224", _mobilenet_v2(1.0), (3, 224, 224), _FEW, "sparse:7:7", 5e-4
+            "mobilenet_v2-1.0-224",
+            _mobilenet_v2(1.0),
+            (3, 224, 224),
+            NUM_CLASSES,
+            "sparse:7:7",
+            5e-4,
         ),
-        Work("resnet18-96", _resnet18, (3, 96, 96), _FEW, "sparse:4:4", 1e-4),
-        Work("resnet50-96", _resnet50, (3, 96, 96), _FEW, "sparse:8:8", 5e-6),
+        Work("resnet18-96", _resnet18, (3, 96, 96), NUM_CLASSES, "sparse:4:4", 1e-4),
+        Work("resnet50-96", _resnet50, (3, 96, 96), NUM_CLASSES, "sparse:8:8", 5e-6),
         Work("keyboard_lm-32", _keyboard_lm, (32,), 10_000, "sparse:2:2", 0.02),
         Work("llama-64", _llama, (64,), 512, "sparse:2:2", 0.04),
+        Work(
+            "bert_base-128", _bert_base, (128,), _FEW_LABELS, "sparse:6:4", 1e-3, _BERT_TOKENS
+        ),
+        Work("tiny_encoder-8", _tiny_encoder, (8,), _FEW_LABELS, "sparse:2:1", 0.05, 64),
         Work("tiny_lm-8", _tiny_lm, (8,), 64, "sparse:2:1", 0.05),
     )
 }
 """By name, which ends in the pixels of a side, or the tokens of a row."""
-FOR_TESTS: Final = frozenset({"tiny_lm-8"})
+FOR_TESTS: Final = frozenset({"tiny_encoder-8", "tiny_lm-8"})
