@@ -12,14 +12,20 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from pockmobile import passes
 from pockmobile.errors import UsageError
 from pockmobile.models import mobilenet_v2
 from pockmobile.models.transformer_lm import TransformerLM
+from pockmobile.passes import NarrowGradients, run_passes
+from pockmobile.pipeline import rewriting
+from pockmobile.targets import resolve_target
 from scripts import bench
 from scripts.benchmark import measure as bench_measure
 from scripts.benchmark.cache import Cache
 from scripts.benchmark.eager import freeze_rest, keep_part
 from scripts.benchmark.measure import NUM_CHECKED, Setting, measure, num_steps_of_round
+from scripts.benchmark.our_export import export_ours
+from scripts.benchmark.peers import Environments
 from scripts.benchmark.process import Worker
 from scripts.benchmark.results import (
     Case,
@@ -34,7 +40,11 @@ from scripts.benchmark.results import (
 from scripts.benchmark.stock_export import export_stock, untie
 from scripts.benchmark.table import lines_of
 from scripts.benchmark.variants import (
+    BESIDE_PEERS,
+    COMMON,
+    PASSES,
     VARIANTS,
+    WITHOUT,
     Job,
     Memory,
     ProgramInfo,
@@ -59,7 +69,7 @@ class FakeCache:
         return self.logs / f"{work}-{batch}"
 
     def program(
-        self, kind: str, work: str, batch: int, detail: str
+        self, kind: str, work: str, batch: int, detail: str, without: str = ""
     ) -> tuple[Path, ProgramInfo]:
         if detail == "xnnpack":
             raise VariantError("the export fails: no kernel")
@@ -123,6 +133,10 @@ def turns(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     FakeWorker.turns.clear()
     yield FakeWorker.turns
     FakeWorker.turns.clear()
+
+
+def _cache(folder: Path) -> Cache:
+    return Cache(folder, Environments(folder / "environments"))
 
 
 def _measure(setting: Setting, folder: Path) -> Case:
@@ -408,7 +422,7 @@ def test_a_worker_trains_a_program(tmp_path: Path) -> None:
     job = Job(
         engine="ours", work=TINY.name, inputs=str(inputs), threads=1, program=str(FIXTURE)
     )
-    with Worker(job, Cache(tmp_path / "cache"), tmp_path / "log") as worker:
+    with Worker(job, _cache(tmp_path / "cache"), tmp_path / "log") as worker:
         trained = worker.step(4, 0.5)
         still = worker.step(3, 0.0)
         memory = worker.memory()
@@ -426,12 +440,12 @@ def test_a_worker_that_cannot_open_its_variant_says_why(tmp_path: Path) -> None:
     missing = str(tmp_path / "missing.safetensors")
     job = Job(engine="eager", work=TINY.name, inputs=missing, threads=1)
     with pytest.raises(VariantError, match=r"the process ended: FileNotFoundError: .*missing"):
-        Worker(job, Cache(tmp_path / "cache"), tmp_path / "log")
+        Worker(job, _cache(tmp_path / "cache"), tmp_path / "log")
 
 
 def test_an_export_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(VariantError, match="the export fails: KeyError: 'nonsense'"):
-        Cache(tmp_path).inputs("nonsense", 2)
+        _cache(tmp_path).inputs("nonsense", 2)
 
 
 def test_a_run_is_printed_and_written(
@@ -460,7 +474,7 @@ def test_a_run_is_printed_and_written(
 @pytest.mark.slow
 def test_ours_trains_as_eager_pytorch_does(tmp_path: Path) -> None:
     setting = _setting("ours", "eager-same", "stock-portable", "eager-full", num_rounds=1)
-    case = measure(setting, Cache(tmp_path), lambda _: None)
+    case = measure(setting, _cache(tmp_path), lambda _: None)
     assert case.skipped == {}
     assert faults(case) == []
 
@@ -469,5 +483,46 @@ def test_every_variant_is_named_by_what_it_trains() -> None:
     for name, variant in VARIANTS.items():
         assert isinstance(variant, Variant)
         assert variant.has_program == (variant.engine != "eager")
-        trains_plan = name in ("ours", "ours-split") or name.endswith("-same")
-        assert (variant.trains == "plan") == trains_plan
+        is_ours = name in ("ours", "ours-split") or name.startswith("ours-without-")
+        assert (variant.trains == "plan") == (is_ours or name.endswith("-same"))
+        for part in ("last", "head"):
+            assert (variant.trains == part) == name.endswith(f"-{part}")
+        assert variant.oracle in VARIANTS
+        assert VARIANTS[variant.oracle].trains == variant.trains
+    assert {*COMMON, *WITHOUT, *BESIDE_PEERS} == {*VARIANTS}
+
+
+def test_every_pass_that_can_be_left_out_is_one_of_the_compiler() -> None:
+    known = {item.name for item in (*rewriting(resolve_target("xnnpack")), NarrowGradients())}
+    assert {*PASSES} <= known | {"reorder-for-memory"}
+    # What its target's operators and the plan need is not among them.
+    assert not {"decompose", "apply-plan", "append-optimizer", "canonicalize"} & {*PASSES}
+
+
+def test_a_pass_is_left_out_of_one_export_alone() -> None:
+    model, batch = TINY.random_model(), TINY.batch(2)
+    whole = export_ours(model, batch, TINY.plan, split=False)
+    less = export_ours(model, batch, TINY.plan, split=False, without="gather-log-softmax")
+    assert less.parts == whole.parts
+    assert b"gather-log-softmax" in whole.buffer
+    assert b"gather-log-softmax" not in less.buffer
+    with pytest.raises(VariantError, match="fold-scale changes nothing here"):
+        export_ours(model, batch, TINY.plan, split=False, without="fold-scale")
+    assert passes.run_passes is run_passes
+
+
+def test_rows_of_tokens_have_a_label_each_where_the_work_says_so() -> None:
+    inputs, labels = WORKS["tiny_encoder-8"].batch(3)
+    assert (inputs.shape, labels.shape) == ((3, 8), (3,))
+    assert inputs.max() >= WORKS["tiny_encoder-8"].num_labels > labels.max()
+    assert TINY.batch(3)[1].shape == (3, 8)
+
+
+@pytest.mark.slow
+def test_an_encoder_trains_as_eager_pytorch_does(tmp_path: Path) -> None:
+    setting = replace(
+        _setting("ours", "eager-same", num_rounds=1), work=WORKS["tiny_encoder-8"]
+    )
+    case = measure(setting, _cache(tmp_path), lambda _: None)
+    assert case.skipped == {}
+    assert faults(case) == []

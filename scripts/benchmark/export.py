@@ -1,6 +1,7 @@
 """Makes one file that `scripts/bench.py` keeps, in a process of its own.
 
-The batch that all variants of a work share, a program of ours, or one of stock ExecuTorch.
+The batch that all variants of a work share, a program of ours, one of stock ExecuTorch, or the
+network that a peer builds.
 """
 
 import json
@@ -8,10 +9,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -19,30 +18,9 @@ from torch import Tensor, nn
 from pockmobile.artifact.files import atomic_write
 from pockmobile.artifact.program import write_program
 from scripts.benchmark.inputs import read_batch, read_statistics, write_inputs
-from scripts.benchmark.variants import Exported, ProgramInfo, to_line
+from scripts.benchmark.variants import Exported, Order, ProgramInfo, to_line
 from scripts.benchmark.worker import peak_bytes
 from scripts.benchmark.works import WORKS, settled_model
-
-
-@final
-@dataclass(frozen=True)
-class Order:
-    """What to make: the batch, or a program for the batch in the file `inputs`.
-
-    `detail` is the plan of a program of ours, and how stock ExecuTorch lowers its own.
-    """
-
-    kind: Literal["inputs", "ours", "split", "stock"]
-    work: str
-    batch: int
-    path: str
-    inputs: str = ""
-    detail: str = ""
-
-    @property
-    def info_path(self) -> Path:
-        """Where a program's `ProgramInfo` lies; it is written last."""
-        return Path(self.path).with_suffix(".json")
 
 
 def main() -> int:
@@ -58,11 +36,11 @@ def main() -> int:
 
 
 def _write_program(order: Order) -> None:
-    export = _exporter(order.kind)
+    export = _exporter(order)
     start = time.perf_counter()
     model = settled_model(WORKS[order.work], read_statistics(order.inputs))
     exported = export(model, read_batch(order.inputs), order.detail)
-    write = atomic_write if order.kind == "stock" else write_program
+    write = write_program if order.kind in ("ours", "split") else atomic_write
     write(order.path, exported.buffer)
     info = ProgramInfo(
         seconds=time.perf_counter() - start,
@@ -75,15 +53,19 @@ def _write_program(order: Order) -> None:
     atomic_write(order.info_path, to_line(info).encode())
 
 
-def _exporter(kind: str) -> Callable[[nn.Module, tuple[Tensor, Tensor], str], Exported]:
+def _exporter(order: Order) -> Callable[[nn.Module, tuple[Tensor, Tensor], str], Exported]:
     """Returns what exports; it imports no more, which would be timed as the export."""
-    if kind in ("ours", "split"):
-        from scripts.benchmark.our_export import export_ours
+    if order.kind == "network":
+        from scripts.benchmark.network import export_network
 
-        return partial(export_ours, split=kind == "split")
-    from scripts.benchmark.stock_export import export_stock
+        return export_network
+    if order.kind == "stock":
+        from scripts.benchmark.stock_export import export_stock
 
-    return export_stock
+        return export_stock
+    from scripts.benchmark.our_export import export_ours
+
+    return partial(export_ours, split=order.kind == "split", without=order.without)
 
 
 if __name__ == "__main__":

@@ -131,14 +131,13 @@ def _prepare(variant: Variant, setting: Setting, cache: Cache) -> _Prepared:
     path: Path | None = None
     info: ProgramInfo | None = None
     parts: Mapping[str, Part] | None = None
-    plan = setting.plan if variant.trains == "plan" else "full"
-    if variant.engine == "stock":
-        path, info = cache.program("stock", work, batch, variant.lowering)
-        parts = info.parts
-    elif variant.engine == "ours":
-        kind: Kind = "split" if variant.is_split else "ours"
-        path, info = cache.program(kind, work, batch, plan)
-    elif variant.trains == "plan":
+    plan = variant.plan(setting.plan)
+    if variant.engine != "eager":
+        kind: Kind = "split" if variant.is_split else variant.engine
+        detail = variant.lowering if variant.engine == "stock" else plan
+        path, info = cache.program(kind, work, batch, detail, variant.without)
+        parts = info.parts if variant.engine == "stock" else None
+    elif variant.trains != "full":
         # The exported program says what the plan trains.
         parts = cache.program("ours", work, batch, plan)[1].parts
     job = Job(
@@ -206,10 +205,16 @@ class _Run:
             peak_bytes=memory.peak_bytes,
             planned_bytes=info and info.planned_bytes,
             workspace_bytes=info and info.workspace_bytes,
-            file_bytes=Path(program).stat().st_size if program else None,
+            file_bytes=_size_of(Path(program)) if program else None,
             export_seconds=info and info.seconds,
             export_peak_bytes=info and info.peak_bytes,
         )
+
+
+def _size_of(path: Path) -> int:
+    """Returns the bytes of a file, or of the files in a folder."""
+    files = [item for item in path.rglob("*") if item.is_file()] if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
 
 
 def _machine() -> dict[str, str]:

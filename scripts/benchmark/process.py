@@ -2,13 +2,20 @@
 
 import json
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self, final
 
-from scripts.benchmark.cache import ROOT, Cache, environment, reason
-from scripts.benchmark.variants import Command, Job, Memory, Steps, VariantError, to_line
+from scripts.benchmark.cache import ROOT, Cache, environment
+from scripts.benchmark.variants import (
+    Command,
+    Job,
+    Memory,
+    Steps,
+    VariantError,
+    last_line,
+    to_line,
+)
 
 _PATIENCE: Final = 10.0
 """Seconds that a process has to end."""
@@ -32,7 +39,7 @@ class Worker:
         }
         with log.open("wb") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "scripts.benchmark.worker"],
+                [cache.python(job.engine), "-m", "scripts.benchmark.worker"],
                 cwd=ROOT,
                 env={**environment(job.threads), **compiling},
                 stdin=subprocess.PIPE,
@@ -93,5 +100,5 @@ class Worker:
             answer = ""
         if not answer:
             status = self._process.wait()
-            raise VariantError(f"the process ended: {reason(self._log, status)}")
+            raise VariantError(f"the process ended: {last_line(self._log, status)}")
         return json.loads(answer)

@@ -107,7 +107,7 @@ def faults(case: Case) -> list[Fault]:
             text = f"its loss did not fall: {item.losses[0]:.4f} to {item.losses[-1]:.4f}"
             found.append((name, text))
             continue
-        oracle = known.get("eager-full" if VARIANTS[name].trains == "full" else "eager-same")
+        oracle = known.get(VARIANTS[name].oracle)
         if oracle is not None and not agree(item.losses, oracle.losses):
             here, there = item.losses[NUM_COMPARED], oracle.losses[NUM_COMPARED]
             text = (

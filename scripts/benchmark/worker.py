@@ -2,7 +2,7 @@
 
 It reads a `Job`, answers when it is ready, and then answers each `Command` with `Steps`, or
 with `Memory` at the end. It imports what its variant needs and no more, since that is the
-baseline of its memory.
+baseline of its memory. A peer's runs under an interpreter that has no torch.
 """
 
 import json
@@ -22,6 +22,9 @@ ENGINES: Final[dict[Engine, str]] = {
     "ours": "scripts.benchmark.ours",
     "eager": "scripts.benchmark.eager",
     "stock": "scripts.benchmark.stock",
+    "onnxruntime": "scripts.peer_workers.onnxruntime",
+    "mnn": "scripts.peer_workers.mnn",
+    "litert": "scripts.peer_workers.litert",
 }
 """The module of each engine: `load_late()` imports what its library imports at first use, and
 `open_engine(job)` returns a `Trainer`."""
