@@ -1,7 +1,7 @@
 """Compares a training step of ours with the peers that train on phones: time and memory.
 
 LiteRT, MNN and ONNX Runtime train the same network, from the same weights, on the same batch,
-each in an environment of its own, which is made once (1.5 GB, a few minutes):
+each in an environment of its own, which is made once (2.7 GB, minutes):
     python scripts/bench_peers.py -o peers.json
 Exits with 1 if a loss does not fall, or if one of ours or of eager PyTorch cannot be measured
 or trains something else. What cannot be measured is told in a line below the table.

@@ -268,6 +268,9 @@ def test_training_something_else_is_told_and_breaks_the_run_only_if_ours() -> No
     )
     assert not is_broken(case)
     assert is_broken(_case(_measured("ours-full", head_only), eager))
+    # So is ours without a pass: it must be the same, only slower.
+    less = _measured("ours-without-fold-scale", head_only)
+    assert is_broken(_case(less, _measured("eager-same", [2.0, 1.5, 1.0])))
     # The plan's variants are held against the eager twin of the plan.
     assert not is_broken(_case(_measured("ours", head_only), eager))
     same = _measured("eager-same", [2.0, 1.5, 1.0])
@@ -278,6 +281,7 @@ def test_a_variant_of_ours_that_was_not_measured_breaks_the_run() -> None:
     assert is_broken(_case(skipped={"ours": "no memory"}))
     assert is_broken(_case(skipped={"eager-full": "no memory"}))
     assert not is_broken(_case(skipped={"compile-full": "no compiler"}))
+    assert not is_broken(_case(skipped={"ours-without-fold-scale": "changes nothing here"}))
 
 
 def test_the_table_compares_with_ours() -> None:

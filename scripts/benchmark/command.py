@@ -17,9 +17,9 @@ from scripts.benchmark.plot import check_plot, draw
 from scripts.benchmark.results import Case, add_result, is_broken, read_results
 from scripts.benchmark.table import NOTES, lines_of
 from scripts.benchmark.variants import VARIANTS
-from scripts.benchmark.works import FOR_TESTS, WORKS
+from scripts.benchmark.works import FOR_TESTS, ON_REQUEST, WORKS
 
-MOST_WORKS: Final = [name for name in WORKS if name not in FOR_TESTS]
+MOST_WORKS: Final = [name for name in WORKS if name not in FOR_TESTS | ON_REQUEST]
 
 
 class BrokenError(PockmobileError):

@@ -17,22 +17,30 @@ from torch import Tensor, nn
 
 from pockmobile.artifact.files import atomic_write
 from pockmobile.artifact.program import write_program
+from pockmobile.errors import PockmobileError
 from scripts.benchmark.inputs import read_batch, read_statistics, write_inputs
 from scripts.benchmark.variants import Exported, Order, ProgramInfo, to_line
 from scripts.benchmark.worker import peak_bytes
 from scripts.benchmark.works import WORKS, settled_model
 
 
-def main() -> int:
+def main() -> None:
     """Makes what the one argument, an order as JSON, says."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     order = Order(**json.loads(sys.argv[1]))
+    try:
+        _make(order)
+    except PockmobileError as error:
+        # The last line of the log, which is told below the table.
+        sys.exit(str(error))
+
+
+def _make(order: Order) -> None:
     if order.kind == "inputs":
         write_inputs(Path(order.path), WORKS[order.work], order.batch)
     else:
         _write_program(order)
-    return 0
 
 
 def _write_program(order: Order) -> None:
@@ -69,4 +77,4 @@ def _exporter(order: Order) -> Callable[[nn.Module, tuple[Tensor, Tensor], str],
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

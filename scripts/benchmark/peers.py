@@ -48,6 +48,7 @@ class Environments:
         python, complete = folder / "bin" / "python", folder / "complete"
         if complete.exists():
             return python
+        print(f"installing {peer} in {folder} (once; minutes)", file=sys.stderr)
         log = folder.with_suffix(".log")
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)

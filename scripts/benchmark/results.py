@@ -91,7 +91,7 @@ class Case:
 @final
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a variant; `is_peer` if only with one that we compare with."""
+    """What is wrong with a variant; `is_peer` if that is no fault of ours."""
 
     variant: str
     text: str
@@ -100,22 +100,30 @@ class Fault:
 
 def faults(case: Case) -> list[Fault]:
     """Returns the variants that were not measured, learnt nothing or train something else."""
-    found = [(name, f"not measured: {reason}") for name, reason in case.skipped.items()]
+    skipped = [
+        Fault(name, f"not measured: {reason}", VARIANTS[name].may_fail)
+        for name, reason in case.skipped.items()
+    ]
     known = {item.variant: item for item in case.measured}
-    for name, item in known.items():
-        if not has_learnt(item.losses):
-            text = f"its loss did not fall: {item.losses[0]:.4f} to {item.losses[-1]:.4f}"
-            found.append((name, text))
-            continue
-        oracle = known.get(VARIANTS[name].oracle)
-        if oracle is not None and not agree(item.losses, oracle.losses):
-            here, there = item.losses[NUM_COMPARED], oracle.losses[NUM_COMPARED]
-            text = (
-                f"it trains something else: its loss is {here:.4f} after {NUM_COMPARED} steps, "
-                f"that of {oracle.variant} {there:.4f}"
-            )
-            found.append((name, text))
-    return [Fault(name, text, VARIANTS[name].is_peer) for name, text in found]
+    wrong = {name: _what_is_wrong(item, known) for name, item in known.items()}
+    return [
+        *skipped,
+        *(Fault(name, text, VARIANTS[name].is_peer) for name, text in wrong.items() if text),
+    ]
+
+
+def _what_is_wrong(item: Measured, known: Mapping[str, Measured]) -> str:
+    """Returns what is wrong with the losses of a variant, "" if nothing."""
+    if not has_learnt(item.losses):
+        return f"its loss did not fall: {item.losses[0]:.4f} to {item.losses[-1]:.4f}"
+    oracle = known.get(VARIANTS[item.variant].oracle)
+    if oracle is None or agree(item.losses, oracle.losses):
+        return ""
+    here, there = item.losses[NUM_COMPARED], oracle.losses[NUM_COMPARED]
+    return (
+        f"it trains something else: its loss is {here:.4f} after {NUM_COMPARED} steps, "
+        f"that of {oracle.variant} {there:.4f}"
+    )
 
 
 def has_learnt(losses: Sequence[float]) -> bool:

@@ -26,8 +26,11 @@ NOTES: Final = (
     "Times are of one step, ratios of its time to that of the first row. User CPU is that of a "
     "step, all threads together. Process memory is the peak of the worker's resident memory "
     "over that after its imports; torch.compile's holds its compiler's. Loss is before and "
-    "after the steps of the check. `-full` and stock ExecuTorch train everything; `-split` "
-    "starts from latents, as from the second epoch on."
+    "after the steps of the check. `-full` and stock ExecuTorch train everything, `-last` the "
+    "last block and what is behind it, `-head` the head; `-split` starts from latents, as from "
+    "the second epoch on. Of a peer, export is the conversion to its own format, and the file "
+    "all that it loads. An LM whose head is its embedding table trains both uses of it, so "
+    "its gradients go down to the first layer even with `-head`."
 )
 
 

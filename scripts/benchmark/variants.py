@@ -49,8 +49,13 @@ class Variant:
 
     @property
     def is_peer(self) -> bool:
-        """Whether it may fail or train badly without that being a fault of ours."""
-        return self.engine not in ("ours", "eager") or self.is_compiled or bool(self.without)
+        """Whether it may train something else without that being a fault of ours."""
+        return self.engine not in ("ours", "eager") or self.is_compiled
+
+    @property
+    def may_fail(self) -> bool:
+        """Whether it need not be measured: a peer, or ours without a pass."""
+        return self.is_peer or bool(self.without)
 
     @property
     def oracle(self) -> str:

@@ -200,3 +200,5 @@ WORKS: Final[Mapping[str, Work]] = {
 }
 """By name, which ends in the pixels of a side, or the tokens of a row."""
 FOR_TESTS: Final = frozenset({"tiny_encoder-8", "tiny_lm-8"})
+ON_REQUEST: Final = frozenset({"bert_base-128"})
+"""Works of which a step takes seconds, and one of stock ExecuTorch minutes."""
