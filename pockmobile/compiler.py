@@ -70,6 +70,7 @@ def compile(
     target: str = "xnnpack",
     predict_batch_size: int = 1,
     split: bool = False,
+    frozen_weights: str = "fp32",
     name: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Program:
@@ -93,16 +94,20 @@ def compile(
             example's batch alone keeps that.
         split: adds a method `encode` for what comes before the first layer that learns, so
             that an example's latents can be kept and training starts there (latent replay).
+        frozen_weights: `fp32`, or `int8` for products with large frozen weights on XNNPACK,
+            forward and backward: each output channel has a scale, and what it multiplies is
+            quantised as the program runs, row by row. Losses then differ by about 1 %.
         name: the model's name in the manifest; by default its class.
         progress: told each stage as it begins.
 
     Raises:
         ModelError: the forward pass or the loss fails on the example batch.
         PlanError: the plan does not fit the model, or leaves nothing to split off.
+        UsageError: a loss, a plan, a target or weights of an unknown name.
         UnsupportedOperatorError: the runtime lacks an operator.
     """
     chosen_loss = resolve_loss(loss)
-    chosen_target = resolve_target(target)
+    chosen_target = resolve_target(target, frozen_weights)
     progress("export the forward pass")
     plain = export_forward(model, example_args, example_kwargs)
     resolved = resolve_plan(plan, describe_layers(plain))
@@ -130,6 +135,7 @@ def compile(
         name=name or type(model).__name__,
         sha256=_weights_sha256(whole),
         target=target,
+        frozen_weights=frozen_weights,
         methods={m: MethodDescription(g, lowered[m]) for m, g in rewritten.graphs.items()},
         input_limits=_input_limits([joint, *others.values()]),
         target_range=chosen_loss.target_range(output),

@@ -34,6 +34,7 @@ class Description:
     name: str
     sha256: str
     target: str
+    frozen_weights: str
     methods: Mapping[str, MethodDescription]
     input_limits: Mapping[str, int]
     target_range: TargetRange
@@ -78,9 +79,16 @@ def describe(description: Description, planned: Mapping[str, int]) -> m.Manifest
         num_nodes=m.NumNodes(
             description.num_captured, description.num_pruned, train.num_operators
         ),
-        passes=tuple(m.PassRecord(run.name, run.options) for run in description.passes),
+        passes=_passes(description),
         application={},
     )
+
+
+def _passes(description: Description) -> tuple[m.PassRecord, ...]:
+    records = [m.PassRecord(run.name, run.options) for run in description.passes]
+    if description.frozen_weights != "fp32":
+        records.append(m.PassRecord(m.QUANTIZE, {"dtype": description.frozen_weights}))
+    return tuple(records)
 
 
 def _method(description: Description, method: MethodDescription, planned: int) -> m.Method:

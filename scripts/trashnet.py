@@ -41,7 +41,9 @@ def model_for_trashnet() -> nn.Module:
     return model.eval()
 
 
-def train_both(*, plan: str, epochs: int, size: int, lr: float) -> Accuracies:
+def train_both(
+    *, plan: str, epochs: int, size: int, lr: float, frozen_weights: str
+) -> Accuracies:
     """Trains through the program and in eager PyTorch (momentum 0.9), on the same batches."""
     data = load_trashnet(size)
     images, test = imagenet_images(data.train_images), imagenet_images(data.test_images)
@@ -50,7 +52,11 @@ def train_both(*, plan: str, epochs: int, size: int, lr: float) -> Accuracies:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.pte"
         pockmobile.compile(
-            model, (images[:BATCH],), plan=plan, optimizer=pockmobile.Momentum()
+            model,
+            (images[:BATCH],),
+            plan=plan,
+            optimizer=pockmobile.Momentum(),
+            frozen_weights=frozen_weights,
         ).save(path)
         session = Session(path)
         before = session.evaluate(test, test_labels).accuracy
@@ -99,6 +105,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6, help="times through the images")
     parser.add_argument("--size", type=int, default=128, help="image size in pixels")
     parser.add_argument("--lr", type=float, default=0.001, help="learning rate at the start")
+    parser.add_argument("--frozen-weights", default="fp32", help="fp32 or int8 (ours only)")
     arguments = parser.parse_args()
     found = train_both(**vars(arguments))
     print(f"test accuracy before {found.before:.1%}, pockmobile {found.ours:.1%}, ", end="")

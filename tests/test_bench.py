@@ -16,7 +16,7 @@ from pockmobile import passes
 from pockmobile.errors import UsageError
 from pockmobile.models import mobilenet_v2
 from pockmobile.models.transformer_lm import TransformerLM
-from pockmobile.passes import NarrowGradients, run_passes
+from pockmobile.passes import NarrowGradients, SplitOneHot, run_passes
 from pockmobile.pipeline import rewriting
 from pockmobile.targets import resolve_target
 from scripts import bench
@@ -487,17 +487,21 @@ def test_every_variant_is_named_by_what_it_trains() -> None:
     for name, variant in VARIANTS.items():
         assert isinstance(variant, Variant)
         assert variant.has_program == (variant.engine != "eager")
-        is_ours = name in ("ours", "ours-split") or name.startswith("ours-without-")
+        is_own = name in ("ours", "ours-split", "ours-int8")
+        is_ours = is_own or name.startswith("ours-without-")
         assert (variant.trains == "plan") == (is_ours or name.endswith("-same"))
         for part in ("last", "head"):
             assert (variant.trains == part) == name.endswith(f"-{part}")
-        assert variant.oracle in VARIANTS
-        assert VARIANTS[variant.oracle].trains == variant.trains
+        # Weights in int8 have losses of their own.
+        assert (variant.oracle in VARIANTS) != variant.in_int8
+        if variant.oracle:
+            assert VARIANTS[variant.oracle].trains == variant.trains
     assert {*COMMON, *WITHOUT, *BESIDE_PEERS} == {*VARIANTS}
 
 
 def test_every_pass_that_can_be_left_out_is_one_of_the_compiler() -> None:
-    known = {item.name for item in (*rewriting(resolve_target("xnnpack")), NarrowGradients())}
+    own = (SplitOneHot(), NarrowGradients(), *rewriting(resolve_target("xnnpack")))
+    known = {item.name for item in own}
     assert {*PASSES} <= known | {"reorder-for-memory"}
     # What its target's operators and the plan need is not among them.
     assert not {"decompose", "apply-plan", "append-optimizer", "canonicalize"} & {*PASSES}
@@ -505,13 +509,14 @@ def test_every_pass_that_can_be_left_out_is_one_of_the_compiler() -> None:
 
 def test_a_pass_is_left_out_of_one_export_alone() -> None:
     model, batch = TINY.random_model(), TINY.batch(2)
-    whole = export_ours(model, batch, TINY.plan, split=False)
-    less = export_ours(model, batch, TINY.plan, split=False, without="gather-log-softmax")
+    whole = export_ours(model, batch, TINY.plan, split=False, int8=False)
+    left_out = {"split": False, "int8": False, "without": "gather-log-softmax"}
+    less = export_ours(model, batch, TINY.plan, **left_out)
     assert less.parts == whole.parts
     assert b"gather-log-softmax" in whole.buffer
     assert b"gather-log-softmax" not in less.buffer
     with pytest.raises(VariantError, match="fold-scale changes nothing here"):
-        export_ours(model, batch, TINY.plan, split=False, without="fold-scale")
+        export_ours(model, batch, TINY.plan, **{**left_out, "without": "fold-scale"})
     assert passes.run_passes is run_passes
 
 

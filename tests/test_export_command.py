@@ -98,6 +98,7 @@ def test_the_defaults(
         "target": "xnnpack",
         "predict_batch_size": 1,
         "split": False,
+        "frozen_weights": "fp32",
         "name": "model",
     }
     output, errors = capsys.readouterr()

@@ -11,6 +11,8 @@ from pockmobile.errors import ArtifactError
 from pockmobile.plan import Slice
 
 FORMAT: Final = 1
+QUANTIZE: Final = "quantize-frozen-weights"
+"""The pass that is named where large frozen weights are not in float32 but in `dtype`."""
 
 Role: TypeAlias = Literal[
     "parameter", "optimizer", "input", "target", "learning_rate", "loss", "metric", "output"
@@ -179,6 +181,12 @@ class Manifest:
     def is_split(self) -> bool:
         """Whether `encode` computes the latents that `train_step` and `evaluate` take."""
         return "encode" in self.methods
+
+    @property
+    def frozen_weights(self) -> str:
+        """The type of large frozen weights: `fp32` or `int8`."""
+        found = [item.options.get("dtype") for item in self.passes if item.name == QUANTIZE]
+        return str(found[0]) if found else "fp32"
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:

@@ -39,6 +39,7 @@ _SOURCES: Final = {
     "inputs": _SHARED,
     "ours": _OURS,
     "split": _OURS,
+    "int8": _OURS,
     "stock": (*_SHARED, "scripts/benchmark/stock_export.py"),
     "network": _NETWORK,
     **dict.fromkeys(REQUIREMENTS, _PEER),

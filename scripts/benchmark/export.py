@@ -48,7 +48,7 @@ def _write_program(order: Order) -> None:
     start = time.perf_counter()
     model = settled_model(WORKS[order.work], read_statistics(order.inputs))
     exported = export(model, read_batch(order.inputs), order.detail)
-    write = write_program if order.kind in ("ours", "split") else atomic_write
+    write = write_program if order.kind in ("ours", "split", "int8") else atomic_write
     write(order.path, exported.buffer)
     info = ProgramInfo(
         seconds=time.perf_counter() - start,
@@ -73,7 +73,10 @@ def _exporter(order: Order) -> Callable[[nn.Module, tuple[Tensor, Tensor], str],
         return export_stock
     from scripts.benchmark.our_export import export_ours
 
-    return partial(export_ours, split=order.kind == "split", without=order.without)
+    kind = order.kind
+    return partial(
+        export_ours, split=kind == "split", int8=kind == "int8", without=order.without
+    )
 
 
 if __name__ == "__main__":

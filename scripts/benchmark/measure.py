@@ -133,7 +133,9 @@ def _prepare(variant: Variant, setting: Setting, cache: Cache) -> _Prepared:
     parts: Mapping[str, Part] | None = None
     plan = variant.plan(setting.plan)
     if variant.engine != "eager":
-        kind: Kind = "split" if variant.is_split else variant.engine
+        kind: Kind = variant.engine
+        if variant.is_split or variant.in_int8:
+            kind = "split" if variant.is_split else "int8"
         detail = variant.lowering if variant.engine == "stock" else plan
         path, info = cache.program(kind, work, batch, detail, variant.without)
         parts = info.parts if variant.engine == "stock" else None

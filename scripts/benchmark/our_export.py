@@ -14,7 +14,13 @@ from scripts.benchmark.variants import Exported, VariantError
 
 
 def export_ours(
-    model: nn.Module, batch: tuple[Tensor, Tensor], plan: str, *, split: bool, without: str = ""
+    model: nn.Module,
+    batch: tuple[Tensor, Tensor],
+    plan: str,
+    *,
+    split: bool,
+    int8: bool,
+    without: str = "",
 ) -> Exported:
     """Returns the program that trains a plan.
 
@@ -23,6 +29,7 @@ def export_ours(
         batch: example inputs and targets.
         plan: a preset, or the path of a file.
         split: whether it starts from latents.
+        int8: whether frozen weights are in int8.
         without: the name of a pass that is left out, if any.
 
     Raises:
@@ -30,7 +37,15 @@ def export_ours(
     """
     inputs, targets = batch
     with _left_out(without):
-        program = compile(model, (inputs,), (targets,), plan=plan, optimizer=SGD(), split=split)
+        program = compile(
+            model,
+            (inputs,),
+            (targets,),
+            plan=plan,
+            optimizer=SGD(),
+            split=split,
+            frozen_weights="int8" if int8 else "fp32",
+        )
     method = program.manifest.methods["train_step"]
     parts = {
         entry.parameter: entry.slice and (entry.slice.dim, entry.slice.start, entry.slice.stop)

@@ -10,9 +10,11 @@ from typing import Any, Final, Literal, TypeAlias, final
 from pockmobile.errors import PockmobileError
 
 Engine: TypeAlias = Literal["ours", "eager", "stock", "onnxruntime", "mnn", "litert"]
-Kind: TypeAlias = Literal["ours", "split", "stock", "network", "onnxruntime", "mnn", "litert"]
-"""Of a program: `split` is one of ours that starts from latents. `network` describes what a
-peer's is to be built from."""
+Kind: TypeAlias = Literal[
+    "ours", "split", "int8", "stock", "network", "onnxruntime", "mnn", "litert"
+]
+"""Of a program: `split` is one of ours that starts from latents, `int8` one whose frozen
+weights are in int8. `network` describes what a peer's is to be built from."""
 Trained: TypeAlias = Literal["plan", "full", "last", "head"]
 Part: TypeAlias = tuple[int, int, int] | None
 """The trained channels of a parameter (dimension, start, stop), or None for all."""
@@ -31,7 +33,8 @@ class Variant:
     `trains` says what: the plan of the work, everything, the last block with all behind it,
     or the head. `is_compiled` is torch.compile. Of stock ExecuTorch, `lowering` says what its
     export does beside the usual. `is_split` starts each step from latents, as from the second
-    epoch on. `without` is a pass that our compiler leaves out.
+    epoch on; `in_int8` has frozen weights in int8. `without` is a pass that our compiler
+    leaves out.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Variant:
     is_compiled: bool = False
     lowering: Literal["", "xnnpack", "split-addmm"] = ""
     is_split: bool = False
+    in_int8: bool = False
     without: str = ""
 
     @property
@@ -59,7 +63,12 @@ class Variant:
 
     @property
     def oracle(self) -> str:
-        """The name of the variant of eager PyTorch whose losses it must have."""
+        """The name of the variant of eager PyTorch whose losses it must have; "" if none.
+
+        With weights in int8 the losses are others, from the first on.
+        """
+        if self.in_int8:
+            return ""
         return "eager-same" if self.trains == "plan" else f"eager-{self.trains}"
 
     def plan(self, own: str) -> str:
@@ -71,6 +80,7 @@ _COMMON: Final = (
     Variant("ours", "ours", "plan"),
     Variant("ours-full", "ours", "full"),
     Variant("ours-split", "ours", "plan", is_split=True),
+    Variant("ours-int8", "ours", "plan", in_int8=True),
     Variant("eager-same", "eager", "plan"),
     Variant("eager-full", "eager", "full"),
     Variant("compile-same", "eager", "plan", is_compiled=True),
@@ -81,6 +91,9 @@ _COMMON: Final = (
     Variant("stock-xnnpack", "stock", "full", lowering="xnnpack"),
 )
 PASSES: Final = (
+    "split-one-hot",
+    "scatter-last",
+    "flatten-softmax",
     "fold-constants",
     "remove-noops",
     "eliminate-common",

@@ -14,8 +14,12 @@ import torch
 from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import (
     ConstantDataOffset,
     OutputMinMax,
+    PerChannelQuant,
+    PerTokenDynamicQuant,
+    XNNConvert,
     XNNDatatype,
     XNNGraph,
+    XNNQuantizedTensorValue,
     XNNTensorValue,
     XNode,
     XValue,
@@ -33,9 +37,12 @@ from executorch.exir._serialize._named_data_store import NamedDataStore
 from torch import Tensor
 
 from pockmobile.targets.xnnpack.layout import product
+from pockmobile.targets.xnnpack.quantize import Quantized
 
 NO_VALUE: Final[int] = XNN_INVALID_VALUE_ID
 _ALIGNMENT: Final = 64
+_WIDTHS: Final = {XNNDatatype.xnn_datatype_qdint8: 1}
+"""Bytes of an element, where they are not those of float32."""
 
 
 @final
@@ -48,7 +55,8 @@ class BlobBuilder:
     def __init__(self) -> None:
         """Starts an empty delegate."""
         self._graph = XNNGraph("0", [], [], 0, [], [], [ConstantDataOffset(0, 0)])
-        self._constants: dict[tuple[str, tuple[int, ...], bool], int] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], int], int] = {}
+        self._quantized: dict[tuple[int, int], int] = {}
         self.store = NamedDataStore()
         self.constant_bytes: dict[str, int] = {}
 
@@ -90,6 +98,40 @@ class BlobBuilder:
         """Adds a constant that operators read where it lies."""
         return self._add_constant(value, is_packed=False)
 
+    def quantized_weight(self, weight: Quantized, channel_dim: int = 0) -> int:
+        """Adds an int8 filter with a scale for each of its channels."""
+        data = weight.values.contiguous().numpy().tobytes()
+        shape = tuple(weight.values.shape)
+        identifier, is_new = self._stored(data, shape, 2 + channel_dim)
+        if is_new:
+            scales = weight.scales.to(torch.float32).contiguous().numpy().tobytes()
+            # A name of its own: the runtime frees it once the delegate is compiled.
+            place = self._store(f"scales_{hashlib.sha256(scales).hexdigest()}", scales)
+            params = PerChannelQuant([], channel_dim, place, len(weight.scales))
+            self._quantize(identifier, XNNDatatype.xnn_datatype_qcint8, params)
+        return identifier
+
+    def quantized_rows(self, source: int, num_dims: int) -> int:
+        """Quantises a value as the program runs: a scale for each item of its leading dims.
+
+        The last `num_dims` dimensions share one. What was quantised before is not again.
+        """
+        key = source, num_dims
+        if key not in self._quantized:
+            identifier = self._add_value(self.shape(source), 0)
+            self._quantize(
+                identifier, XNNDatatype.xnn_datatype_qdint8, PerTokenDynamicQuant(num_dims)
+            )
+            self.node(XNNConvert(source, identifier, 0))
+            self._quantized[key] = identifier
+        return self._quantized[key]
+
+    def _quantize(self, identifier: int, datatype: XNNDatatype, params: Any) -> None:
+        tensor = self._tensor(identifier)
+        tensor.datatype = datatype
+        value = XNNQuantizedTensorValue(tensor, params)
+        self._graph.xvalues[identifier] = XValue(value)
+
     def _add_constant(self, value: Tensor, *, is_packed: bool) -> int:
         """Adds a constant, stored once in the file by its hash.
 
@@ -98,16 +140,23 @@ class BlobBuilder:
         that are read in place must be another value.
         """
         data = value.detach().to(torch.float32).contiguous().numpy().tobytes()
+        return self._stored(data, tuple(value.shape), is_packed)[0]
+
+    def _stored(self, data: bytes, shape: tuple[int, ...], kind: int) -> tuple[int, bool]:
+        """Returns the value with this constant, and whether it is new."""
         key = hashlib.sha256(data).hexdigest()
-        shape = tuple(value.shape)
-        if (key, shape, is_packed) in self._constants:
-            return self._constants[key, shape, is_packed]
-        self.constant_bytes[key] = len(data)
-        self.store.add_named_data(key, data, alignment=_ALIGNMENT)
-        self._graph.constant_data.append(ConstantDataOffset(UINT64_MAX, len(data), key))
-        identifier = self._add_value(shape, len(self._graph.constant_data) - 1)
-        self._constants[key, shape, is_packed] = identifier
-        return identifier
+        if (key, shape, kind) in self._constants:
+            return self._constants[key, shape, kind], False
+        identifier = self._add_value(shape, self._store(key, data))
+        self._constants[key, shape, kind] = identifier
+        return identifier, True
+
+    def _store(self, name: str, data: bytes) -> int:
+        """Stores bytes by name; returns their number in the delegate."""
+        self.constant_bytes[name] = len(data)
+        self.store.add_named_data(name, data, alignment=_ALIGNMENT)
+        self._graph.constant_data.append(ConstantDataOffset(UINT64_MAX, len(data), name))
+        return len(self._graph.constant_data) - 1
 
     def node(
         self, operator: Any, bounds: tuple[float | str, float | str] | None = None
@@ -123,9 +172,10 @@ class BlobBuilder:
         can be in the order of the nodes, without alignment.
         """
         sizes = {
-            tensor.id_out: 4 * product(tensor.dims)
-            for tensor in (value.xvalue_union for value in self._graph.xvalues)
-            if not self.is_external(tensor.id_out)
+            identifier: _WIDTHS.get(self._tensor(identifier).datatype, 4)
+            * product(self.shape(identifier))
+            for identifier in range(len(self._graph.xvalues))
+            if not self.is_external(identifier)
         }
         last = {
             used: step for step, node in enumerate(self._graph.xnodes) for used in _ids(node)
@@ -160,6 +210,8 @@ class BlobBuilder:
 
     def _tensor(self, identifier: int) -> XNNTensorValue:
         tensor = self._graph.xvalues[identifier].xvalue_union
+        if isinstance(tensor, XNNQuantizedTensorValue):
+            tensor = tensor.tensor_value
         assert isinstance(tensor, XNNTensorValue)
         return tensor
 

@@ -5,13 +5,14 @@ from typing import Any, Final
 
 import torch
 from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as schema
-from executorch.backends.xnnpack.utils.xnnpack_constants import XNN_FLAG_TRANSPOSE_WEIGHTS
 from torch import Tensor, fx
 
 from pockmobile.graph.rewrite import shape_of
 from pockmobile.targets.xnnpack.blob import NO_VALUE
 from pockmobile.targets.xnnpack.emitter import Emit, Emitter, Operand
 from pockmobile.targets.xnnpack.layout import NHWC, Constant
+from pockmobile.targets.xnnpack.matmul import frozen_product
+from pockmobile.targets.xnnpack.quantize import pays, quantized
 
 _aten = torch.ops.aten
 
@@ -37,9 +38,10 @@ def _convolution(emitter: Emitter, node: fx.Node) -> Operand:
         "group_input_channels": inputs,
         "group_output_channels": outputs,
         "groups": groups,
-        "input1_id": emitter.arranged(emitter.operand(x), NHWC),  # type: ignore[arg-type]
-        "filter_id": emitter.blob.weight(
-            _filter(kernel.tensor, groups, bool(transposed), is_depthwise)
+        **_operands(
+            emitter,
+            emitter.arranged(emitter.operand(x), NHWC),  # type: ignore[arg-type]
+            _filter(kernel.tensor, groups, bool(transposed), is_depthwise),
         ),
         "bias_id": _bias(emitter, bias),
         "output_id": result.id,
@@ -63,10 +65,9 @@ def _pointwise(emitter: Emitter, node: fx.Node, weight: Tensor, transposed: bool
     x, _, bias = node.args[:3]
     source = emitter.arranged(emitter.operand(x), NHWC)  # type: ignore[arg-type]
     result = emitter.new(shape_of(node), NHWC)
-    flags = XNN_FLAG_TRANSPOSE_WEIGHTS if transposed else 0
-    filter_id = emitter.blob.weight(weight)
-    emitter.blob.node(
-        schema.XNNFullyConnected(source, filter_id, _bias(emitter, bias), result.id, flags)
+    matrix = weight.t() if transposed else weight
+    frozen_product(
+        emitter, source, matrix, _bias(emitter, bias), result.id, is_turned=transposed
     )
     return result
 
@@ -97,6 +98,15 @@ def _filter(weight: Tensor, groups: int, transposed: bool, is_depthwise: bool) -
             groups * outputs, inputs // groups, height, width
         )
     return weight.permute(0, 2, 3, 1)
+
+
+def _operands(emitter: Emitter, source: int, filters: Tensor) -> dict[str, int]:
+    """Returns the input and the filter, both in int8 where that pays."""
+    blob = emitter.blob
+    if emitter.in_int8 and pays(len(filters), filters[0].numel()) and len(filters) > 1:
+        filter_id = blob.quantized_weight(quantized(filters))
+        return {"input1_id": blob.quantized_rows(source, 3), "filter_id": filter_id}
+    return {"input1_id": source, "filter_id": blob.weight(filters)}
 
 
 def _bias(emitter: Emitter, bias: Any) -> int:

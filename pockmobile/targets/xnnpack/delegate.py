@@ -40,10 +40,17 @@ class _Shapes(nn.Module):
 
 
 def insert_delegates(
-    graph: JointGraph, cut: Partition, constants: Mapping[fx.Node, Tensor]
+    graph: JointGraph,
+    cut: Partition,
+    constants: Mapping[fx.Node, Tensor],
+    *,
+    in_int8: bool = False,
 ) -> Delegated:
-    """Returns the graph's module with each delegate in the place of its operators."""
-    writer = _Writer(constants)
+    """Returns the graph's module with each delegate in the place of its operators.
+
+    `in_int8` says that products with frozen weights take these in int8.
+    """
+    writer = _Writer(constants, in_int8=in_int8)
     for step in _order(graph, cut):
         if isinstance(step, fx.Node):
             writer.add_host(step)
@@ -56,8 +63,9 @@ def insert_delegates(
 class _Writer:
     """Writes the graph around the delegates."""
 
-    def __init__(self, constants: Mapping[fx.Node, Tensor]) -> None:
+    def __init__(self, constants: Mapping[fx.Node, Tensor], *, in_int8: bool) -> None:
         self._constants = constants
+        self._in_int8 = in_int8
         self._graph = fx.Graph()
         self._root = nn.Module()
         self._memo: dict[fx.Node, fx.Node] = {}
@@ -76,7 +84,7 @@ class _Writer:
         parents = dict.fromkeys(parent for node in nodes for parent in node.all_input_nodes)
         inputs = [p for p in parents if p not in inside and p not in self._constants]
         outputs = [node for node in nodes if any(user not in inside for user in node.users)]
-        emitter = Emitter(EMITTERS, self._constants)
+        emitter = Emitter(EMITTERS, self._constants, in_int8=self._in_int8)
         for node in inputs:
             emitter.add_input(node)
         for node in nodes:

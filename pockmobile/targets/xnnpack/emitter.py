@@ -40,9 +40,19 @@ class Emitter:
     and everything else asks for `operand`, which makes it whole.
     """
 
-    def __init__(self, table: Mapping[Any, Emit], constants: Mapping[fx.Node, Tensor]) -> None:
-        """Starts a delegate whose operators are emitted by `table`."""
+    def __init__(
+        self,
+        table: Mapping[Any, Emit],
+        constants: Mapping[fx.Node, Tensor],
+        *,
+        in_int8: bool = False,
+    ) -> None:
+        """Starts a delegate whose operators are emitted by `table`.
+
+        `in_int8` says that products with constant weights take these in int8.
+        """
         self.blob = BlobBuilder()
+        self.in_int8 = in_int8
         self._table = table
         self._constants = constants
         self._values: dict[fx.Node, Operand] = {}

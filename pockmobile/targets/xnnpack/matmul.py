@@ -1,6 +1,7 @@
 """Emits matrix products. A weight may be a constant, which is packed once, or a value."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -8,17 +9,19 @@ from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import (
     XNNAdd,
     XNNBatchMatrixMultiply,
     XNNFullyConnected,
+    XNNMultiply,
 )
 from executorch.backends.xnnpack.utils.xnnpack_constants import (
     XNN_FLAG_TRANSPOSE_B,
     XNN_FLAG_TRANSPOSE_WEIGHTS,
 )
-from torch import fx
+from torch import Tensor, fx
 
 from pockmobile.targets.xnnpack.blob import NO_VALUE
 from pockmobile.targets.xnnpack.elementwise import combine
 from pockmobile.targets.xnnpack.emitter import Emit, Emitter, Operand
-from pockmobile.targets.xnnpack.layout import Constant, lies_in
+from pockmobile.targets.xnnpack.layout import Constant, Value, lies_in
+from pockmobile.targets.xnnpack.quantize import pays, quantized
 
 _aten = torch.ops.aten
 
@@ -45,19 +48,45 @@ def fully_connected(emitter: Emitter, left: Operand, right: Operand, bias: int) 
     XNNPACK reads a weight as [n, k], or as [k, n] under a flag, so that a weight which is
     used forward and backward is stored once, and is never transposed.
     """
-    weight, flags = _weight(emitter, right)
     result = emitter.new((left.shape[0], right.shape[1]))
     source = emitter.arranged(left, (0, 1))
+    if isinstance(right, Constant):
+        transposed = right.tensor.t()
+        is_turned = not transposed.is_contiguous()
+        frozen_product(emitter, source, transposed, bias, result.id, is_turned=is_turned)
+        return result
+    weight, flags = _weight(emitter, right)
     emitter.blob.node(XNNFullyConnected(source, weight, bias, result.id, flags))
     return result
 
 
-def _weight(emitter: Emitter, right: Operand) -> tuple[int, int]:
-    if isinstance(right, Constant):
-        transposed = right.tensor.t()
-        if transposed.is_contiguous():
-            return emitter.blob.weight(transposed), 0
-        return emitter.blob.weight(right.tensor), XNN_FLAG_TRANSPOSE_WEIGHTS
+def frozen_product(
+    emitter: Emitter, source: int, weight: Tensor, bias: int, result: int, *, is_turned: bool
+) -> None:
+    """Emits rows [m, k] times a constant weight [n, k] (+ bias [n]).
+
+    `is_turned` says that the weight is stored as [k, n]: it serves another product, too, of
+    which this is the gradient. In int8 it has a scale for each of the k then, which goes to
+    the rows.
+    """
+    outputs, inputs = weight.shape
+    flags = XNN_FLAG_TRANSPOSE_WEIGHTS if is_turned else 0
+    stored = weight.t() if is_turned else weight
+    blob = emitter.blob
+    if not (emitter.in_int8 and pays(outputs, inputs)):
+        filter_id = blob.weight(stored)
+    else:
+        found = quantized(stored)
+        if is_turned:
+            scaled = blob.value(blob.shape(source))
+            blob.node(XNNMultiply(source, blob.constant(found.scales), scaled, 0))
+            source, found = scaled, replace(found, scales=torch.ones(outputs))
+        source = blob.quantized_rows(source, 1)
+        filter_id = blob.quantized_weight(found, 1 if is_turned else 0)
+    blob.node(XNNFullyConnected(source, filter_id, bias, result, flags))
+
+
+def _weight(emitter: Emitter, right: Value) -> tuple[int, int]:
     if lies_in(right, (1, 0)):
         return emitter.arranged(right, (1, 0)), 0
     return emitter.arranged(right, (0, 1)), XNN_FLAG_TRANSPOSE_WEIGHTS

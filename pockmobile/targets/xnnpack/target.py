@@ -1,6 +1,7 @@
 """XNNPACK: float32 on the CPU of phones and of Arm Linux."""
 
 from collections.abc import Container, Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -29,9 +30,14 @@ _aten = torch.ops.aten
 
 
 @final
+@dataclass(frozen=True)
 class Xnnpack(Target):
-    """Delegates nearly all of a training step to XNNPACK, on the stock runtime."""
+    """Delegates nearly all of a training step to XNNPACK, on the stock runtime.
 
+    `in_int8` says that products with frozen weights take these in int8.
+    """
+
+    in_int8: bool = False
     name = "xnnpack"
     views = frozenset(
         {_aten.view_copy.default, _aten.permute_copy.default, _aten.expand_copy.default}
@@ -58,7 +64,7 @@ class Xnnpack(Target):
         """Returns the graph with its delegates compiled."""
         constants = constant_tensors(graph)
         cut = partition(graph, constants)
-        delegated = insert_delegates(graph, cut, constants)
+        delegated = insert_delegates(graph, cut, constants, in_int8=self.in_int8)
         outside = tuple(
             Outside(str(node.target), node.meta.get(MODULE_KEY, ""), reason)
             for node, reason in cut.refusals.items()
