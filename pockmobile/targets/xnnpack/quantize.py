@@ -6,8 +6,8 @@ from typing import Final, final
 import torch
 from torch import Tensor
 
-_LEAST_ELEMENTS: Final = 4096
-_LEAST_INPUTS: Final = 16
+_LEAST_ELEMENTS: Final = 512
+_LEAST_INPUTS: Final = 8
 _LARGEST: Final = 127
 
 
