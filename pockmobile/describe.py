@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 
@@ -15,6 +15,8 @@ from pockmobile.optim import Optimizer
 from pockmobile.passes import PassRun
 from pockmobile.plan import PLAN_FORMAT, UpdatePlan
 from pockmobile.targets.base import LoweredMethod
+
+_NUM_MOMENTS: Final = 72
 
 
 @final
@@ -65,7 +67,7 @@ def describe(description: Description, planned: Mapping[str, int]) -> m.Manifest
         model=m.Model(description.name, description.sha256),
         target=description.target,
         methods={
-            name: _method(description, method, planned[name])
+            name: _method(description, method, planned[name], follows=name == "train_step")
             for name, method in description.methods.items()
         },
         state=state,
@@ -91,7 +93,9 @@ def _passes(description: Description) -> tuple[m.PassRecord, ...]:
     return tuple(records)
 
 
-def _method(description: Description, method: MethodDescription, planned: int) -> m.Method:
+def _method(
+    description: Description, method: MethodDescription, planned: int, *, follows: bool
+) -> m.Method:
     graph, lowered = method.graph, method.lowered
     inputs = zip(graph.inputs, graph.placeholders, strict=True)
     outputs = zip(graph.outputs, graph.results, strict=True)
@@ -108,7 +112,15 @@ def _method(description: Description, method: MethodDescription, planned: int) -
             m.OutsideOperator(item.operator, item.module, count, item.reason)
             for item, count in groups.items()
         ),
+        moments=_moments(lowered.memory) if follows else (),
     )
+
+
+def _moments(memory: Sequence[tuple[int, str]]) -> tuple[m.Moment, ...]:
+    """Returns the worst of each run of operators, so many runs as a line of text has room."""
+    size = -(-len(memory) // _NUM_MOMENTS) or 1
+    runs = [memory[start : start + size] for start in range(0, len(memory), size)]
+    return tuple(m.Moment(*max(run, key=lambda moment: moment[0])) for run in runs)
 
 
 def _tensor(port: Port, value: torch.Tensor, description: Description | None) -> m.Tensor:

@@ -44,10 +44,20 @@ def _decode_record(hint: Any, value: object, where: str) -> Any:
     if not isinstance(value, dict):
         raise _wrong(hint, value, where)
     hints = get_type_hints(hint)
+    optional = {field.name for field in dataclasses.fields(hint) if _has_default(field)}
     for name in hints:
-        if name not in value:
+        if name not in value and name not in optional:
             raise ArtifactError(f"{where} has no field {name!r}; export the model again")
-    return hint(**{name: decode(hints[name], value[name], f"{where}.{name}") for name in hints})
+    present = [name for name in hints if name in value]
+    return hint(
+        **{name: decode(hints[name], value[name], f"{where}.{name}") for name in present}
+    )
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    """Whether a program that was made before the field was added can be read."""
+    missing = dataclasses.MISSING
+    return field.default is not missing or field.default_factory is not missing
 
 
 def _decode_list(hint: Any, value: object, where: str) -> tuple[Any, ...]:

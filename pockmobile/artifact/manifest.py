@@ -82,11 +82,20 @@ class OutsideOperator:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """Some operators in a row: the most bytes alive in a delegate, and the module where."""
+
+    num_bytes: int
+    module: str
+
+
+@dataclass(frozen=True)
 class Method:
     """One method of the program; `num_operators` run on each call, delegated or outside.
 
     The runtime plans `planned_bytes`; delegates need `workspace_bytes` beside them, at least
-    (an estimate: a delegate plans its own memory when it is loaded).
+    (an estimate: a delegate plans its own memory when it is loaded). `moments` follow these
+    over a training step.
     """
 
     inputs: tuple[Tensor, ...]
@@ -97,6 +106,7 @@ class Method:
     num_operators: int
     num_delegated: int
     outside: tuple[OutsideOperator, ...]
+    moments: tuple[Moment, ...] = ()
 
     def inputs_of(self, role: Role) -> tuple[Tensor, ...]:
         """Returns the inputs of that role, in order."""

@@ -8,6 +8,7 @@ from pockmobile.artifact.manifest import Manifest, Method, StateEntry
 
 _UNITS: Final = ("kB", "MB", "GB", "TB", "PB")
 _GAP: Final = "  "
+_BARS: Final = " ▁▂▃▄▅▆▇█"
 
 
 def render(manifest: Manifest, file_bytes: int) -> str:
@@ -16,9 +17,10 @@ def render(manifest: Manifest, file_bytes: int) -> str:
         _summary(manifest, file_bytes),
         _trained(manifest),
         _methods(manifest),
+        _memory(manifest),
         _outside(manifest),
     )
-    return "\n\n".join("\n".join(lines) for lines in sections)
+    return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
 def human_bytes(num_bytes: int) -> str:
@@ -103,6 +105,22 @@ def _methods(manifest: Manifest) -> list[str]:
         for name, method in manifest.methods.items()
     ]
     return table(rows, "<>>>>>")
+
+
+def _memory(manifest: Manifest) -> list[str]:
+    """Draws the delegates' workspace over a training step, the first operator at the left."""
+    # No other method has them.
+    moments = [moment for method in manifest.methods.values() for moment in method.moments]
+    if not moments:
+        return []
+    peak = max(moments, key=lambda moment: moment.num_bytes)
+    # Rounded up: what is not empty shows.
+    levels = [-(-(len(_BARS) - 1) * item.num_bytes // peak.num_bytes) for item in moments]
+    where = f" in {peak.module}" if peak.module else ""
+    return [
+        f"workspace over train_step, at most {human_bytes(peak.num_bytes)}{where}",
+        _GAP + "".join(_BARS[level] for level in levels),
+    ]
 
 
 def _share(method: Method) -> str:

@@ -28,7 +28,8 @@ class LoweredMethod:
 
     `num_delegated` counts the operators inside `num_partitions` delegates; `outside` lists
     each of the others. `frozen` maps the hash of each constant to its size in bytes.
-    `workspace_bytes` is what the largest delegate needs beside the runtime's plan.
+    `memory` follows what delegates need beside the runtime's plan: the bytes alive while each
+    of their operators runs, one after the other, and the module that it is of.
     """
 
     module: nn.Module
@@ -36,7 +37,12 @@ class LoweredMethod:
     num_delegated: int
     outside: tuple[Outside, ...]
     frozen: Mapping[str, int]
-    workspace_bytes: int = 0
+    memory: Sequence[tuple[int, str]] = ()
+
+    @property
+    def workspace_bytes(self) -> int:
+        """The most bytes that delegates need beside the runtime's plan."""
+        return max((num_bytes for num_bytes, _ in self.memory), default=0)
 
 
 class Target(ABC):

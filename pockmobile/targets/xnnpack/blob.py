@@ -165,8 +165,8 @@ class BlobBuilder:
         limits = OutputMinMax(*bounds) if bounds else None
         self._graph.xnodes.append(XNode(operator, self.num_nodes, limits))
 
-    def workspace_bytes(self) -> int:
-        """Returns the most bytes that values inside the delegate take at once.
+    def workspace(self) -> list[int]:
+        """Returns the bytes that values inside the delegate take while each operator runs.
 
         XNNPACK plans its own workspace when the program is loaded; this is the least that it
         can be in the order of the nodes, without alignment.
@@ -181,12 +181,12 @@ class BlobBuilder:
             used: step for step, node in enumerate(self._graph.xnodes) for used in _ids(node)
         }
         live: dict[int, int] = {}
-        peak = 0
+        sums: list[int] = []
         for step, node in enumerate(self._graph.xnodes):
             live.update({used: sizes[used] for used in _ids(node) if used in sizes})
-            peak = max(peak, sum(live.values()))
+            sums.append(sum(live.values()))
             live = {used: size for used, size in live.items() if last[used] > step}
-        return peak
+        return sums
 
     def serialize(self) -> bytes:
         """Returns the delegate's bytes."""

@@ -20,11 +20,15 @@ from pockmobile.targets.xnnpack.support import EMITTERS
 @final
 @dataclass(frozen=True)
 class Delegated:
-    """A module whose delegates are compiled; `constant_bytes` is constants' sizes by hash."""
+    """A module whose delegates are compiled.
+
+    `constant_bytes` is constants' sizes by hash. `memory` follows the delegates' workspace:
+    bytes alive while each of their operators runs, and the module that it is of.
+    """
 
     module: nn.Module
     constant_bytes: Mapping[str, int]
-    workspace_bytes: int
+    memory: Sequence[tuple[int, str]]
 
 
 @final
@@ -70,7 +74,8 @@ class _Writer:
         self._root = nn.Module()
         self._memo: dict[fx.Node, fx.Node] = {}
         self._constant_bytes: dict[str, int] = {}
-        self._workspaces: list[int] = []
+        self._num_delegates = 0
+        self._memory: list[tuple[int, str]] = []
 
     def add_host(self, node: fx.Node) -> None:
         """Copies a node that the host runs."""
@@ -91,9 +96,10 @@ class _Writer:
             emitter.add(node)
         for node in outputs:
             emitter.add_output(node)
-        name = f"delegate_{len(self._workspaces)}"
+        name = f"delegate_{self._num_delegates}"
+        self._num_delegates += 1
         self._root.add_module(name, _lowered(emitter, inputs, outputs))
-        self._workspaces.append(emitter.blob.workspace_bytes())
+        self._memory += emitter.memory()
         self._constant_bytes.update(emitter.blob.constant_bytes)
         arguments = (self._graph.get_attr(name), *(self._memo[node] for node in inputs))
         call = self._graph.call_function(executorch_call_delegate, arguments)
@@ -109,7 +115,7 @@ class _Writer:
             delattr(module, name)
         module.recompile()
         # Delegates run one after the other, in one workspace.
-        return Delegated(module, self._constant_bytes, max(self._workspaces, default=0))
+        return Delegated(module, self._constant_bytes, self._memory)
 
 
 def _order(graph: JointGraph, cut: Partition) -> list[fx.Node | int]:

@@ -12,7 +12,7 @@ from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import (
 )
 from torch import Tensor, fx
 
-from pockmobile.graph.rewrite import shape_of
+from pockmobile.graph.rewrite import MODULE_KEY, shape_of
 from pockmobile.targets.xnnpack.blob import BlobBuilder
 from pockmobile.targets.xnnpack.layout import (
     Constant,
@@ -56,6 +56,7 @@ class Emitter:
         self._table = table
         self._constants = constants
         self._values: dict[fx.Node, Operand] = {}
+        self._modules: list[str] = []
         self._moved: dict[tuple[Value, Order], tuple[int, Value]] = {}
 
     def add_input(self, node: fx.Node) -> None:
@@ -66,6 +67,7 @@ class Emitter:
     def add(self, node: fx.Node) -> None:
         """Emits a node."""
         self._values[node] = self._table[node.target](self, node)
+        self._mark(node)
 
     def add_output(self, node: fx.Node) -> None:
         """Makes a node an output of the delegate, in the graph's own order."""
@@ -76,6 +78,16 @@ class Emitter:
             self.blob.node(XNNCopy(value, copy, 0))
             value = copy
         self.blob.mark_output(value)
+        self._mark(node)
+
+    def memory(self) -> list[tuple[int, str]]:
+        """Returns the bytes alive while each operator runs, and the module that it is of."""
+        return list(zip(self.blob.workspace(), self._modules, strict=True))
+
+    def _mark(self, node: fx.Node) -> None:
+        """Says that the operators since the last mark were emitted for a node."""
+        num_new = self.blob.num_nodes - len(self._modules)
+        self._modules += [str(node.meta.get(MODULE_KEY, ""))] * num_new
 
     def broadcastable(self, node: fx.Node) -> Operand:
         """Returns a node's value, which may be smaller than the node where it is expanded."""

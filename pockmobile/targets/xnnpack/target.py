@@ -78,5 +78,5 @@ class Xnnpack(Target):
             sum(len(group) for group in cut.delegates),
             outside,
             {**frozen, **delegated.constant_bytes},
-            delegated.workspace_bytes,
+            delegated.memory,
         )
