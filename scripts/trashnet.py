@@ -42,7 +42,7 @@ def model_for_trashnet() -> nn.Module:
 
 
 def train_both(
-    *, plan: str, epochs: int, size: int, lr: float, frozen_weights: str
+    *, plan: str, epochs: int, size: int, lr: float, frozen_weights: str = "fp32"
 ) -> Accuracies:
     """Trains through the program and in eager PyTorch (momentum 0.9), on the same batches."""
     data = load_trashnet(size)
