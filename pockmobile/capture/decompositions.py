@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions
 
+from pockmobile.capture.pooling import max_pool2d_with_indices_backward
+
 _aten = torch.ops.aten
 
 
@@ -40,20 +42,6 @@ def select_backward(grad: Tensor, sizes: list[int], dim: int, index: int) -> Any
     dim %= len(sizes)
     index %= sizes[dim]
     return slice_backward(grad.unsqueeze(dim), sizes, dim, index, index + 1, 1)
-
-
-def max_pool2d_with_indices_backward(
-    grad: Tensor, x: Tensor, size: list[int], stride: list[int], padding: list[int],
-    dilation: list[int], ceil_mode: bool, indices: Tensor,
-) -> Tensor:  # fmt: skip
-    """Adds gradients where the maxima were.
-
-    ExecuTorch 1.5's portable kernel of this name adds into memory that it never clears, so
-    its gradients are wrong (kernels/portable/cpu/op_max_pool2d_with_indices_backward.cpp).
-    """
-    zeros = x.new_zeros((*x.shape[:-2], x.shape[-2] * x.shape[-1]))
-    added = zeros.scatter_add(-1, indices.flatten(-2), grad.flatten(-2))
-    return added.reshape(x.shape)
 
 
 _KEPT: Final = (
