@@ -27,7 +27,8 @@ def _threshold_backward(grad: Tensor, x: Tensor, threshold: float) -> Tensor:
 
 
 def _hardtanh_backward(grad: Tensor, x: Tensor, low: float, high: float) -> Tensor:
-    return grad * (_positive(x - low if low else x) * _positive(high - x))
+    """The product of the distances to both bounds is positive between them alone."""
+    return grad * _positive((x - low if low else x) * (high - x))
 
 
 def _sign(x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Emits elementwise operators, which work in whatever order their operands lie in."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -15,8 +16,7 @@ from pockmobile.targets.xnnpack.layout import (
     Value,
     identity,
     product,
-    significant,
-    storage_in,
+    regrouped,
 )
 
 _aten = torch.ops.aten
@@ -25,7 +25,7 @@ _aten = torch.ops.aten
 def _unary(node_class: type[Any]) -> Emit:
     def emit(emitter: Emitter, node: fx.Node) -> Operand:
         value = _source(emitter, node)
-        result = emitter.new(value.shape, value.order)
+        result = emitter.like(value)
         emitter.blob.node(node_class(value.id, result.id, 0))
         return result
 
@@ -57,7 +57,7 @@ def _clamp_to(
     emitter: Emitter, node: fx.Node, low: float | None, high: float | None
 ) -> Operand:
     value = _source(emitter, node)
-    result = emitter.new(value.shape, value.order)
+    result = emitter.like(value)
     bounds = ("-inf" if low is None else low, "+inf" if high is None else high)
     emitter.blob.node(schema.XNNClamp(value.id, result.id, 0), bounds)
     return result
@@ -65,7 +65,7 @@ def _clamp_to(
 
 def _leaky_relu(emitter: Emitter, node: fx.Node) -> Operand:
     value = _source(emitter, node)
-    result = emitter.new(value.shape, value.order)
+    result = emitter.like(value)
     slope = float(node.args[1]) if len(node.args) > 1 else 0.01  # type: ignore[arg-type]
     emitter.blob.node(schema.XNNLeakyReLU(slope, value.id, result.id, 0))
     return result
@@ -94,14 +94,18 @@ def combine(
     emitter: Emitter, node_class: type[Any], left: Operand, right: Operand, rank: int
 ) -> Value:
     """Emits a binary operator on operands of at most `rank`, in the larger one's order."""
-    left, right = (_padded(operand, rank) for operand in (left, right))
-    order = _leading_order(left, right)
+    operands = [_padded(operand, rank) for operand in (left, right)]
+    order = _leading_order(*operands)
+    lying = [_in_order(emitter, operand, order) for operand in operands]
     # Smaller than the node's shape where the graph expanded both operands.
-    shape = [max(a, b) for a, b in zip(left.shape, right.shape, strict=True)]
-    result = emitter.new(shape, order)
-    ids = [_aligned(emitter, operand, order) for operand in (left, right)]
-    emitter.blob.node(node_class(*ids, result.id, 0))
-    return result
+    storage = tuple(max(sizes) for sizes in zip(*(x.shape for x in lying), strict=True))
+    seen = _shape_seen(emitter, lying, storage)
+    ids = [_seen_as(emitter, operand, storage, seen) for operand in lying]
+    # Without leading axes of size one that no operand has.
+    known = itertools.zip_longest(*(emitter.blob.shape(x)[::-1] for x in ids), fillvalue=1)
+    result = emitter.blob.value([max(sizes) for sizes in known][::-1])
+    emitter.blob.node(node_class(*ids, result, 0))
+    return Value(result, storage, order)
 
 
 def _padded(operand: Operand, rank: int) -> Operand:
@@ -121,21 +125,56 @@ def _leading_order(left: Operand, right: Operand) -> Order:
     return max(values, key=lambda value: value.numel).order
 
 
-def _aligned(emitter: Emitter, operand: Operand, order: Order) -> int:
-    """Returns the operand's id in `order`, without reshaping where broadcasting does it."""
+def _in_order(emitter: Emitter, operand: Operand, order: Order) -> Operand:
+    """Returns the operand as its memory is read in `order`: its shape is that of the memory."""
     if isinstance(operand, Constant):
-        tensor = operand.tensor.permute(order)
-        return emitter.blob.constant(tensor.reshape(_stripped(tuple(tensor.shape))))
-    # Padding to a common rank added axes of size one without an operator.
-    defined = emitter.blob.shape(operand.id)
-    target = storage_in(operand.shape, order)
-    same_memory = significant(operand.order, operand.shape) == significant(order, operand.shape)
-    if same_memory and _stripped(defined) == _stripped(target):
+        return Constant(operand.tensor.permute(order))
+    value = emitter.in_order(operand, order)
+    return Value(value.id, value.storage, identity(len(order)))
+
+
+def _shape_seen(
+    emitter: Emitter, operands: Sequence[Operand], storage: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Returns by which axes the result is known, so that XNNPACK has to copy least."""
+    known = [emitter.blob.shape(x.id) for x in operands if isinstance(x, Value)]
+    whole = [shape for shape in known if product(shape) == product(storage)]
+    found = [shape for shape in whole if _copies(emitter, operands, storage, shape) is not None]
+    return min(
+        (storage, *found), key=lambda shape: _copies(emitter, operands, storage, shape) or 0
+    )
+
+
+def _copies(
+    emitter: Emitter, operands: Sequence[Operand], storage: Sequence[int], seen: Sequence[int]
+) -> int | None:
+    """Returns how many elements are copied to see operands by other axes, None if none can."""
+    copied = 0
+    for operand in operands:
+        sizes = regrouped(operand.shape, storage, seen)
+        if sizes is None:
+            return None
+        if isinstance(operand, Value) and not _is_known(emitter, operand, sizes):
+            copied += operand.numel
+    return copied
+
+
+def _is_known(emitter: Emitter, value: Value, sizes: Sequence[int]) -> bool:
+    """Whether a value broadcasts as one of these sizes does, without having them."""
+    known = emitter.blob.shape(value.id)
+    return len(known) <= len(sizes) and _stripped(known) == _stripped(tuple(sizes))
+
+
+def _seen_as(
+    emitter: Emitter, operand: Operand, storage: Sequence[int], seen: Sequence[int]
+) -> int:
+    sizes = regrouped(operand.shape, storage, seen)
+    assert sizes is not None
+    if isinstance(operand, Constant):
+        return emitter.blob.constant(operand.tensor.reshape(_stripped(sizes)))
+    if _is_known(emitter, operand, sizes):
         return operand.id
-    flat = Value(operand.id, defined, identity(len(defined)))
-    if same_memory:
-        return emitter.reshaped(flat, target, order).id
-    return emitter.in_order(emitter.reshaped(flat, operand.storage, operand.order), order).id
+    return emitter.defined(Value(operand.id, sizes, identity(len(sizes))))
 
 
 def _stripped(storage: tuple[int, ...]) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from pockmobile.targets.xnnpack.layout import (
     Value,
     identity,
     lies_in,
-    significant,
+    regrouped_permutation,
     storage_in,
 )
 
@@ -57,7 +57,7 @@ class Emitter:
         self._constants = constants
         self._values: dict[fx.Node, Operand] = {}
         self._modules: list[str] = []
-        self._moved: dict[tuple[Value, Order], tuple[int, Value]] = {}
+        self._moved: dict[tuple[int, tuple[int, ...], Order], tuple[int, int]] = {}
 
     def add_input(self, node: fx.Node) -> None:
         """Makes a node from outside an input of the delegate."""
@@ -111,7 +111,7 @@ class Emitter:
         ]
         ones = self.blob.constant(torch.ones(storage_in(sizes, operand.order)))
         result = self.new(shape, operand.order)
-        self.blob.node(XNNMultiply(operand.id, ones, result.id, 0))
+        self.blob.node(XNNMultiply(self.defined(operand), ones, result.id, 0))
         return result
 
     def new(self, shape: Sequence[int], order: Order | None = None) -> Value:
@@ -120,11 +120,15 @@ class Emitter:
         storage = storage_in(shape, order)
         return Value(self.blob.value(storage), storage, order)
 
+    def like(self, value: Value) -> Value:
+        """Returns a new value that lies as another does, known by the same axes."""
+        return Value(self.blob.value(self.blob.shape(value.id)), value.storage, value.order)
+
     def arranged(self, operand: Operand, order: Order) -> int:
         """Returns the id of `operand` lying in `order`; moves memory if it must."""
         if isinstance(operand, Constant):
             return self.blob.constant(operand.tensor.permute(order))
-        return self.in_order(operand, order).id
+        return self.defined(self.in_order(operand, order))
 
     def in_order(self, value: Value, order: Order) -> Value:
         """Returns `value` lying in `order`, transposed if its memory differs."""
@@ -133,33 +137,48 @@ class Emitter:
         shape = value.shape
         if lies_in(value, order):
             return self.reshaped(value, storage_in(shape, order), order)
-        key = (value, order)
-        made, result = self._moved.get(key, (0, value))
+        perm = tuple(value.order.index(dim) for dim in order)
+        moved = self._once(value, perm, lambda: self._transposed(value, perm))
+        return Value(moved, storage_in(value.shape, order), order)
+
+    def _transposed(self, value: Value, perm: Order) -> int:
+        seen = self.blob.shape(value.id)
+        source, moves = value.id, regrouped_permutation(perm, value.storage, seen)
+        if moves is None:
+            source, seen, moves = self.defined(value), value.storage, list(perm)
+        result = self.blob.value([seen[axis] for axis in moves])
+        self.blob.node(XNNStaticTranspose(len(moves), moves, source, result, 0))
+        return result
+
+    def defined(self, value: Value) -> int:
+        """Returns the id of a value that XNNPACK knows by the axes of its storage."""
+        sizes = value.storage or (1,)
+        if self.blob.shape(value.id) == sizes:
+            return value.id
+        return self._once(value, (), lambda: self._reshaped(value.id, sizes))
+
+    def rows(self, value: Value, width: int) -> tuple[int, tuple[int, ...]]:
+        """Returns the id of a value that lies in rows of `width`, and the axes of these."""
+        *axes, last = self.blob.shape(value.id)
+        if last == width:
+            return value.id, tuple(axes)
+        flat = Value(value.id, (value.numel // width, width), (0, 1))
+        return self.defined(flat), flat.storage[:1]
+
+    def _reshaped(self, source: int, sizes: tuple[int, ...]) -> int:
+        result = self.blob.value(sizes)
+        self.blob.node(XNNStaticReshape(len(sizes), list(sizes), source, result, 0))
+        return result
+
+    def _once(self, value: Value, perm: Order, move: Callable[[], int]) -> int:
+        """Moves memory, unless the same was done a few operators ago."""
+        key = value.id, value.storage, perm
+        made, result = self._moved.get(key, (0, value.id))
         if key not in self._moved or self.blob.num_nodes - made > _NEAR:
-            result = self._transposed(value, order)
+            result = move()
             self._moved[key] = self.blob.num_nodes, result
         return result
 
-    def _transposed(self, value: Value, order: Order) -> Value:
-        shape = value.shape
-        # Transposing few, merged axes is what XNNPACK does best: leave those of size one out.
-        source, target = significant(value.order, shape), significant(order, shape)
-        packed = self.reshaped(
-            value, tuple(shape[dim] for dim in source), identity(len(source))
-        )
-        moved = tuple(shape[dim] for dim in target)
-        result = self.blob.value(moved)
-        perm = [source.index(dim) for dim in target]
-        self.blob.node(XNNStaticTranspose(len(perm), perm, packed.id, result, 0))
-        return self.reshaped(
-            Value(result, moved, identity(len(moved))), storage_in(shape, order), order
-        )
-
     def reshaped(self, value: Value, storage: tuple[int, ...], order: Order) -> Value:
-        """Returns the same memory with other axes."""
-        if value.storage == storage:
-            return Value(value.id, storage, order)
-        result = Value(self.blob.value(storage), storage, order)
-        sizes = list(storage) or [1]
-        self.blob.node(XNNStaticReshape(len(sizes), sizes, value.id, result.id, 0))
-        return result
+        """Returns the same memory with other axes, which moves nothing yet."""
+        return Value(value.id, storage, order)

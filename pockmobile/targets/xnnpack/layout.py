@@ -1,7 +1,9 @@
 """Values whose dimensions may lie in memory in another order than the graph says.
 
-A permutation in the graph costs nothing here: it only changes how the same memory is read.
-Memory moves when an operator needs an order that it does not have.
+A permutation or a view in the graph costs nothing here: it only changes how the same memory is
+read. Memory moves when an operator needs an order that it does not have. XNNPACK copies what
+it reshapes, so a value keeps the shape with which it was defined for as long as its operators
+get along with that.
 """
 
 from collections.abc import Sequence
@@ -17,7 +19,10 @@ NHWC: Final[Order] = (0, 2, 3, 1)
 @final
 @dataclass(frozen=True)
 class Value:
-    """A value of the delegate: axis k of `storage` holds the graph's dimension `order[k]`."""
+    """A value of the delegate: axis k of `storage` holds the graph's dimension `order[k]`.
+
+    XNNPACK may know the same memory by other axes.
+    """
 
     id: int
     storage: tuple[int, ...]
@@ -92,7 +97,7 @@ def viewed(value: Value, shape: Sequence[int]) -> tuple[tuple[int, ...], Order] 
 
     Dimensions that merge must lie beside one another in memory, and in the graph's order.
     """
-    groups = _matching_groups(value.shape, shape)
+    groups = matching_groups(value.shape, shape)
     positions = {dim: index for index, dim in enumerate(significant(value.order, value.shape))}
     placed: list[tuple[int, list[int]]] = []
     for old, new in groups:
@@ -105,7 +110,43 @@ def viewed(value: Value, shape: Sequence[int]) -> tuple[tuple[int, ...], Order] 
     return tuple(shape[dim] for dim in order), order
 
 
-def _matching_groups(
+def regrouped(
+    part: Sequence[int], whole: Sequence[int], seen: Sequence[int]
+) -> tuple[int, ...] | None:
+    """Returns the shape of what broadcasts to `whole` where that is seen by other axes.
+
+    None if there is none: what were several axes broadcasts along some of them only.
+    """
+    result = [1] * len(seen)
+    for old, new in matching_groups(whole, seen):
+        if all(part[axis] == whole[axis] for axis in old):
+            for axis in new:
+                result[axis] = seen[axis]
+        elif any(part[axis] != 1 for axis in old):
+            return None
+    return tuple(result)
+
+
+def regrouped_permutation(
+    perm: Sequence[int], storage: Sequence[int], seen: Sequence[int]
+) -> list[int] | None:
+    """Returns the permutation of a storage as one of the same memory seen by other axes.
+
+    None if it parts what is one axis there.
+    """
+    blocks = {old[0]: (old, new) for old, new in matching_groups(storage, seen) if old}
+    result: list[int] = []
+    index = 0
+    while index < len(perm):
+        old, new = blocks.get(perm[index], ([], []))
+        if not old or list(perm[index : index + len(old)]) != old:
+            return None
+        result += new
+        index += len(old)
+    return result if len(result) == len(seen) else None
+
+
+def matching_groups(
     old: Sequence[int], new: Sequence[int]
 ) -> list[tuple[list[int], list[int]]]:
     """Splits two shapes of one size into the smallest runs of equal products."""

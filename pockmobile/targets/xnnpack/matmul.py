@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from pockmobile.targets.xnnpack.blob import NO_VALUE
 from pockmobile.targets.xnnpack.elementwise import combine
 from pockmobile.targets.xnnpack.emitter import Emit, Emitter, Operand
-from pockmobile.targets.xnnpack.layout import Constant, Value, lies_in
+from pockmobile.targets.xnnpack.layout import Constant, Order, Value, lies_in
 from pockmobile.targets.xnnpack.quantize import pays, quantized
 
 _aten = torch.ops.aten
@@ -28,28 +28,37 @@ _aten = torch.ops.aten
 
 def _mm(emitter: Emitter, node: fx.Node) -> Operand:
     left, right = (emitter.operand(arg) for arg in node.args[:2])  # type: ignore[arg-type]
-    return fully_connected(emitter, left, right, NO_VALUE)
+    return fully_connected(emitter, node, left, right, NO_VALUE)
 
 
 def _addmm(emitter: Emitter, node: fx.Node) -> Operand:
     bias, left, right = (emitter.operand(arg) for arg in node.args[:3])  # type: ignore[arg-type]
     if isinstance(bias, Constant) is isinstance(right, Constant):
-        bias_id = emitter.blob.weight(bias.tensor) if isinstance(bias, Constant) else bias.id
-        return fully_connected(emitter, left, right, bias_id)
+        bias_id = (
+            emitter.blob.weight(bias.tensor)
+            if isinstance(bias, Constant)
+            else emitter.defined(bias)
+        )
+        return fully_connected(emitter, node, left, right, bias_id)
     # With one of weight and bias known only at run time XNNPACK packs neither, and goes on
     # reading the constant, which the runtime has freed.
-    product = fully_connected(emitter, left, right, NO_VALUE)
+    product = fully_connected(emitter, node, left, right, NO_VALUE)
     return combine(emitter, XNNAdd, product, bias, 2)
 
 
-def fully_connected(emitter: Emitter, left: Operand, right: Operand, bias: int) -> Operand:
+def fully_connected(
+    emitter: Emitter, node: fx.Node, left: Operand, right: Operand, bias: int
+) -> Operand:
     """Emits [m, k] @ [k, n] (+ bias [n]).
 
     XNNPACK reads a weight as [n, k], or as [k, n] under a flag, so that a weight which is
-    used forward and backward is stored once, and is never transposed.
+    used forward and backward is stored once, and is never transposed. The rows may have more
+    axes than one in XNNPACK, and so has the result if it is to be seen by other axes.
     """
-    result = emitter.new((left.shape[0], right.shape[1]))
-    source = emitter.arranged(left, (0, 1))
+    storage = left.shape[0], right.shape[1]
+    is_viewed = any(user.target is _aten.view_copy.default for user in node.users)
+    source, axes = _rows(emitter, left, is_viewed=is_viewed)
+    result = Value(emitter.blob.value((*axes, storage[1])), storage, (0, 1))
     if isinstance(right, Constant):
         transposed = right.tensor.t()
         is_turned = not transposed.is_contiguous()
@@ -86,6 +95,13 @@ def frozen_product(
     blob.node(XNNFullyConnected(source, filter_id, bias, result, flags))
 
 
+def _rows(emitter: Emitter, left: Operand, *, is_viewed: bool) -> tuple[int, tuple[int, ...]]:
+    """Returns the id of rows [m, k], and their axes."""
+    if isinstance(left, Constant) or not is_viewed:
+        return emitter.arranged(left, (0, 1)), left.shape[:1]
+    return emitter.rows(emitter.in_order(left, (0, 1)), left.shape[1])
+
+
 def _weight(emitter: Emitter, right: Value) -> tuple[int, int]:
     if lies_in(right, (1, 0)):
         return emitter.arranged(right, (1, 0)), 0
@@ -94,13 +110,26 @@ def _weight(emitter: Emitter, right: Value) -> tuple[int, int]:
 
 def _bmm(emitter: Emitter, node: fx.Node) -> Operand:
     left, right = (emitter.operand(arg) for arg in node.args[:2])  # type: ignore[arg-type]
-    result = emitter.new((*left.shape[:2], right.shape[2]))
-    source = emitter.arranged(left, (0, 1, 2))
-    swapped = not isinstance(right, Constant) and lies_in(right, (0, 2, 1))
-    order, flags = ((0, 2, 1), XNN_FLAG_TRANSPOSE_B) if swapped else ((0, 1, 2), 0)
-    other = emitter.arranged(right, order)
-    emitter.blob.node(XNNBatchMatrixMultiply(source, other, result.id, flags))
-    return result
+    is_turned = not isinstance(right, Constant) and lies_in(right, (0, 2, 1))
+    order, flags = ((0, 2, 1), XNN_FLAG_TRANSPOSE_B) if is_turned else ((0, 1, 2), 0)
+    ids = _batches(emitter, left, right, order)
+    result = emitter.blob.value((*emitter.blob.shape(ids[0])[:-1], right.shape[2]))
+    emitter.blob.node(XNNBatchMatrixMultiply(*ids, result, flags))
+    return Value(result, (*left.shape[:2], right.shape[2]), (0, 1, 2))
+
+
+def _batches(emitter: Emitter, left: Operand, right: Operand, order: Order) -> tuple[int, int]:
+    """Returns the ids of two batches of matrices, which may have more axes than one."""
+    if isinstance(left, Value) and isinstance(right, Value):
+        left, right = emitter.in_order(left, (0, 1, 2)), emitter.in_order(right, order)
+        seen = [emitter.blob.shape(value.id) for value in (left, right)]
+        are_matrices = all(
+            shape[-2:] == value.storage[-2:]
+            for shape, value in zip(seen, (left, right), strict=True)
+        )
+        if are_matrices and seen[0][:-2] == seen[1][:-2]:
+            return left.id, right.id
+    return emitter.arranged(left, (0, 1, 2)), emitter.arranged(right, order)
 
 
 MATMUL: Final[Mapping[Any, Emit]] = {

@@ -71,11 +71,11 @@ def _sum_last(emitter: Emitter, value: Value, outer: int, count: int, scale: flo
     if width < count:
         value = _sum_middle(emitter, value, (outer, count // width, width), width / count)
         count, scale = width, scale * (count // width)
-    flat = emitter.reshaped(value, (outer, count), (0, 1))
+    source, axes = emitter.rows(value, count)
     ones = emitter.blob.weight(torch.full((1, count), scale))
-    result = emitter.new((outer, 1))
-    emitter.blob.node(XNNFullyConnected(flat.id, ones, NO_VALUE, result.id, 0))
-    return result
+    result = emitter.blob.value((*axes, 1))
+    emitter.blob.node(XNNFullyConnected(source, ones, NO_VALUE, result, 0))
+    return Value(result, (outer, 1), (0, 1))
 
 
 def _width(count: int) -> int:
@@ -90,9 +90,12 @@ def _sum_middle(
     emitter: Emitter, value: Value, sizes: tuple[int, int, int], scale: float
 ) -> Value:
     outer, count, inner = sizes
+    seen = emitter.blob.shape(value.id)
+    is_planar = len(seen) == 4 and (seen[0], seen[3]) == (outer, inner)
     flat = emitter.reshaped(value, (outer, count, 1, inner), identity(4))
+    source = value.id if is_planar else emitter.defined(flat)
     mean = emitter.new((outer, 1, 1, inner))
-    emitter.blob.node(XNNGlobalAvgPooling2d(flat.id, mean.id, XNN_FLAG_KEEP_DIMS))
+    emitter.blob.node(XNNGlobalAvgPooling2d(source, mean.id, XNN_FLAG_KEEP_DIMS))
     if scale * count == 1.0:
         return mean
     factor = emitter.blob.constant(torch.tensor([scale * count]))
@@ -127,9 +130,11 @@ def _softmax(emitter: Emitter, node: fx.Node) -> Operand:
     value = operand
     if value.order[-1] != len(value.order) - 1:
         value = emitter.in_order(value, identity(len(value.order)))
-    result = emitter.new(value.shape, value.order)
-    emitter.blob.node(XNNSoftmax(value.id, result.id, 0))
-    return result
+    width = value.storage[-1]
+    source, axes = emitter.rows(value, width)
+    result = emitter.blob.value((*axes, width))
+    emitter.blob.node(XNNSoftmax(source, result, 0))
+    return Value(result, value.storage, value.order)
 
 
 REDUCE: Final[Mapping[Any, Emit]] = {

@@ -56,7 +56,7 @@ def _slice(emitter: Emitter, node: fx.Node) -> Operand:
     offsets = [start if axis == dim else 0 for axis in operand.order]
     emitter.blob.node(
         schema.XNNStaticSlice(
-            len(offsets), offsets, list(result.storage), operand.id, result.id, 0
+            len(offsets), offsets, list(result.storage), emitter.defined(operand), result.id, 0
         )
     )
     return result
@@ -77,7 +77,7 @@ def _pad(emitter: Emitter, node: fx.Node) -> Operand:
             [before[dim] for dim in operand.order],
             [after[dim] for dim in operand.order],
             value,
-            operand.id,
+            emitter.defined(operand),
             result.id,
             0,
         )
