@@ -55,7 +55,7 @@ class BlobBuilder:
     def __init__(self) -> None:
         """Starts an empty delegate."""
         self._graph = XNNGraph("0", [], [], 0, [], [], [ConstantDataOffset(0, 0)])
-        self._constants: dict[tuple[str, tuple[int, ...], int], int] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], object], int] = {}
         self._quantized: dict[tuple[int, int], int] = {}
         self.store = NamedDataStore()
         self.constant_bytes: dict[str, int] = {}
@@ -101,12 +101,13 @@ class BlobBuilder:
     def quantized_weight(self, weight: Quantized, channel_dim: int = 0) -> int:
         """Adds an int8 filter with a scale for each of its channels."""
         data = weight.values.contiguous().numpy().tobytes()
+        scales = weight.scales.to(torch.float32).contiguous().numpy().tobytes()
+        # A name of its own: the runtime frees it once the delegate is compiled.
+        name = f"scales_{hashlib.sha256(scales).hexdigest()}"
         shape = tuple(weight.values.shape)
-        identifier, is_new = self._stored(data, shape, 2 + channel_dim)
+        identifier, is_new = self._stored(data, shape, (name, channel_dim))
         if is_new:
-            scales = weight.scales.to(torch.float32).contiguous().numpy().tobytes()
-            # A name of its own: the runtime frees it once the delegate is compiled.
-            place = self._store(f"scales_{hashlib.sha256(scales).hexdigest()}", scales)
+            place = self._store(name, scales)
             params = PerChannelQuant([], channel_dim, place, len(weight.scales))
             self._quantize(identifier, XNNDatatype.xnn_datatype_qcint8, params)
         return identifier
@@ -142,8 +143,11 @@ class BlobBuilder:
         data = value.detach().to(torch.float32).contiguous().numpy().tobytes()
         return self._stored(data, tuple(value.shape), is_packed)[0]
 
-    def _stored(self, data: bytes, shape: tuple[int, ...], kind: int) -> tuple[int, bool]:
-        """Returns the value with this constant, and whether it is new."""
+    def _stored(self, data: bytes, shape: tuple[int, ...], kind: object) -> tuple[int, bool]:
+        """Returns the value with this constant, and whether it is new.
+
+        `kind` sets apart equal bytes that are read otherwise.
+        """
         key = hashlib.sha256(data).hexdigest()
         if (key, shape, kind) in self._constants:
             return self._constants[key, shape, kind], False
