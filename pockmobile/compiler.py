@@ -96,7 +96,8 @@ def compile(
             that an example's latents can be kept and training starts there (latent replay).
         frozen_weights: `fp32`, or `int8` for products with large frozen weights on XNNPACK,
             forward and backward: each output channel has a scale, and what it multiplies is
-            quantised as the program runs, row by row. Losses then differ by about 1 %.
+            quantised as the program runs, row by row; but not the gradient of a choice among
+            thousands, as of tokens. Losses then differ by about 1 %.
         name: the model's name in the manifest; by default its class.
         progress: told each stage as it begins.
 

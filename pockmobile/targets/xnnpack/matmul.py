@@ -73,7 +73,7 @@ def frozen_product(
     flags = XNN_FLAG_TRANSPOSE_WEIGHTS if is_turned else 0
     stored = weight.t() if is_turned else weight
     blob = emitter.blob
-    if not (emitter.in_int8 and pays(outputs, inputs)):
+    if not (emitter.in_int8 and pays(outputs, inputs, is_turned=is_turned)):
         filter_id = blob.weight(stored)
     else:
         found = quantized(stored)

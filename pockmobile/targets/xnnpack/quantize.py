@@ -8,6 +8,8 @@ from torch import Tensor
 
 _LEAST_ELEMENTS: Final = 512
 _LEAST_INPUTS: Final = 8
+_LEAST_CLASSES, _TIMES_WIDER = 2048, 8
+"""From how many outputs on, and how many times its inputs, a layer is a choice among many."""
 _LARGEST: Final = 127
 
 
@@ -20,8 +22,15 @@ class Quantized:
     scales: Tensor
 
 
-def pays(outputs: int, inputs: int) -> bool:
-    """Whether a weight is large enough: small ones are as fast, and smaller matter little."""
+def pays(outputs: int, inputs: int, *, is_turned: bool = False) -> bool:
+    """Whether a weight is large enough: small ones are as fast, and smaller matter little.
+
+    What multiplies one to get a gradient (`is_turned`) through a choice among many, as of
+    tokens, is better float32: nearly all of its numbers are small, and would be 0 in int8
+    beside the largest.
+    """
+    if is_turned and inputs >= max(_LEAST_CLASSES, _TIMES_WIDER * outputs):
+        return False
     return inputs >= _LEAST_INPUTS and inputs * outputs >= _LEAST_ELEMENTS
 
 
