@@ -166,6 +166,7 @@ def test_small_weights_stay_in_float32(tmp_path: Path) -> None:
     ("target", "dtype", "message"),
     [
         ("portable", "int8", "target portable takes frozen weights in fp32 only, found int8"),
+        ("portable", "int4", "target portable takes frozen weights in fp32 only, found int4"),
         ("xnnpack", "int7", "unknown frozen weights 'int7'"),
     ],
 )

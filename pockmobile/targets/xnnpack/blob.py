@@ -14,6 +14,7 @@ import torch
 from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import (
     ConstantDataOffset,
     OutputMinMax,
+    PerChannelGroupQuant,
     PerChannelQuant,
     PerTokenDynamicQuant,
     XNNConvert,
@@ -99,17 +100,22 @@ class BlobBuilder:
         return self._add_constant(value, is_packed=False)
 
     def quantized_weight(self, weight: Quantized, channel_dim: int = 0) -> int:
-        """Adds an int8 filter with a scale for each of its channels."""
-        data = weight.values.contiguous().numpy().tobytes()
-        scales = weight.scales.to(torch.float32).contiguous().numpy().tobytes()
+        """Adds a filter of whole numbers; in int8, `channel_dim` is that of its scales."""
+        scales = weight.scale_bytes()
         # A name of its own: the runtime frees it once the delegate is compiled.
         name = f"scales_{hashlib.sha256(scales).hexdigest()}"
         shape = tuple(weight.values.shape)
-        identifier, is_new = self._stored(data, shape, (name, channel_dim))
+        identifier, is_new = self._stored(weight.value_bytes(), shape, (name, channel_dim))
         if is_new:
-            place = self._store(name, scales)
-            params = PerChannelQuant([], channel_dim, place, len(weight.scales))
-            self._quantize(identifier, XNNDatatype.xnn_datatype_qcint8, params)
+            place, num_scales = self._store(name, scales), weight.scales.numel()
+            if weight.group:
+                params = PerChannelGroupQuant(
+                    [], channel_dim, weight.group, None, place, num_scales
+                )
+                self._quantize(identifier, XNNDatatype.xnn_datatype_qbint4, params)
+            else:
+                params = PerChannelQuant([], channel_dim, place, num_scales)
+                self._quantize(identifier, XNNDatatype.xnn_datatype_qcint8, params)
         return identifier
 
     def quantized_rows(self, source: int, num_dims: int) -> int:
