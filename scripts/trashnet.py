@@ -105,7 +105,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6, help="times through the images")
     parser.add_argument("--size", type=int, default=128, help="image size in pixels")
     parser.add_argument("--lr", type=float, default=0.001, help="learning rate at the start")
-    parser.add_argument("--frozen-weights", default="fp32", help="fp32 or int8 (ours only)")
+    parser.add_argument(
+        "--frozen-weights", default="fp32", help="fp32, int8 or int4 (ours only)"
+    )
     arguments = parser.parse_args()
     found = train_both(**vars(arguments))
     print(f"test accuracy before {found.before:.1%}, pockmobile {found.ours:.1%}, ", end="")

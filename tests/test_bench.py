@@ -487,14 +487,14 @@ def test_every_variant_is_named_by_what_it_trains() -> None:
     for name, variant in VARIANTS.items():
         assert isinstance(variant, Variant)
         assert variant.has_program == (variant.engine != "eager")
-        is_own = name in ("ours", "ours-split", "ours-int8")
+        is_own = name in ("ours", "ours-split", "ours-int8", "ours-int4")
         is_ours = is_own or name.startswith("ours-without-")
         assert (variant.trains == "plan") == (is_ours or name.endswith("-same"))
         for part in ("last", "head"):
             is_named = name.endswith(f"-{part}") and not variant.without
             assert (variant.trains == part) == is_named
-        # Weights in int8 have losses of their own.
-        assert (variant.oracle in VARIANTS) != variant.in_int8
+        # Weights in int8 and int4 have losses of their own.
+        assert (variant.oracle in VARIANTS) == (variant.frozen_weights == "fp32")
         if variant.oracle:
             assert VARIANTS[variant.oracle].trains == variant.trains
     assert {*COMMON, *WITHOUT, *BESIDE_PEERS} == {*VARIANTS}
@@ -510,8 +510,8 @@ def test_every_pass_that_can_be_left_out_is_one_of_the_compiler() -> None:
 
 def test_a_pass_is_left_out_of_one_export_alone() -> None:
     model, batch = TINY.random_model(), TINY.batch(2)
-    whole = export_ours(model, batch, TINY.plan, split=False, int8=False)
-    left_out = {"split": False, "int8": False, "without": "gather-log-softmax"}
+    whole = export_ours(model, batch, TINY.plan, split=False, frozen_weights="fp32")
+    left_out = {"split": False, "frozen_weights": "fp32", "without": "gather-log-softmax"}
     less = export_ours(model, batch, TINY.plan, **left_out)
     assert less.parts == whole.parts
     assert b"gather-log-softmax" in whole.buffer

@@ -166,6 +166,11 @@ def test_optimizers(
         ("--betas 0.9", "argument --betas: expected B1,B2 like 0.9,0.99, found '0.9'"),
         ("--optimizer adamw --betas 0.9,2", "betas[1] must be at least 0.0 and below 1.0"),
         ("--optimizer rmsprop", "invalid choice: 'rmsprop'"),
+        (
+            "--target portable --frozen-weights int4",
+            "int4 needs --target xnnpack, found portable",
+        ),
+        ("--frozen-weights int2", "invalid choice: 'int2'"),
         ("--batch-size 0", "argument --batch-size: expected a whole number from 1, found '0'"),
         ("--clip-norm 0", "argument --clip-norm: expected a number above 0, found '0'"),
         ("--clip-norm much", "argument --clip-norm: expected a number above 0, found 'much'"),

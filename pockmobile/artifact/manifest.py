@@ -194,7 +194,7 @@ class Manifest:
 
     @property
     def frozen_weights(self) -> str:
-        """The type of large frozen weights: `fp32` or `int8`."""
+        """The type of large frozen weights: `fp32`, `int8` or `int4`."""
         found = [item.options.get("dtype") for item in self.passes if item.name == QUANTIZE]
         return str(found[0]) if found else "fp32"
 

@@ -1,13 +1,15 @@
 """The report on a program: what it trains, what that costs, and what the delegate left out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from pockmobile.artifact.manifest import Manifest, Method, StateEntry
 
 _UNITS: Final = ("kB", "MB", "GB", "TB", "PB")
 _GAP: Final = "  "
+_LOSSES_DIFFER: Final[Mapping[str, int]] = {"int8": 1, "int4": 2}
+"""By how many hundredths, over frozen weights so held."""
 _BARS: Final = " ▁▂▃▄▅▆▇█"
 
 
@@ -66,7 +68,8 @@ def _summary(manifest: Manifest, file_bytes: int) -> list[str]:
 def _precision(manifest: Manifest) -> str:
     if manifest.frozen_weights == "fp32":
         return ""
-    return f", large weights in {manifest.frozen_weights}: losses differ by about 1 %"
+    held, share = manifest.frozen_weights, _LOSSES_DIFFER[manifest.frozen_weights]
+    return f", large weights in {held}: losses differ by about {share} %"
 
 
 def _trained(manifest: Manifest) -> list[str]:

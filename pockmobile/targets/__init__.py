@@ -2,19 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Final, cast, get_args
 
 from pockmobile.errors import UsageError, nearest
 from pockmobile.targets.base import Target
 from pockmobile.targets.executorch import lower_program
 from pockmobile.targets.portable import Portable
 from pockmobile.targets.xnnpack import Xnnpack
+from pockmobile.targets.xnnpack.quantize import Precision
 
 TARGETS: Final[Mapping[str, Target]] = {
     target.name: target for target in (Portable(), Xnnpack())
 }
 
-FROZEN_WEIGHTS: Final = ("fp32", "int8")
+FROZEN_WEIGHTS: Final = get_args(Precision)
 
 __all__ = ["FROZEN_WEIGHTS", "TARGETS", "Target", "lower_program", "resolve_target"]
 
@@ -24,7 +25,7 @@ def resolve_target(name: str, frozen_weights: str = "fp32") -> Target:
 
     Args:
         name: `xnnpack` or `portable`.
-        frozen_weights: `fp32`, or `int8` where products with frozen weights take these so.
+        frozen_weights: `fp32`, or `int8` or `int4` where products may hold frozen weights so.
 
     Raises:
         UsageError: it is unknown, or does not take frozen weights so.
@@ -42,4 +43,4 @@ def resolve_target(name: str, frozen_weights: str = "fp32") -> Target:
             f"target {name} takes frozen weights in fp32 only, found {frozen_weights}; "
             f"choose target xnnpack, or fp32"
         )
-    return replace(target, in_int8=True)
+    return replace(target, frozen_weights=cast(Precision, frozen_weights))

@@ -40,6 +40,7 @@ _SOURCES: Final = {
     "ours": _OURS,
     "split": _OURS,
     "int8": _OURS,
+    "int4": _OURS,
     "stock": (*_SHARED, "scripts/benchmark/stock_export.py"),
     "network": _NETWORK,
     **dict.fromkeys(REQUIREMENTS, _PEER),

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,11 @@ from pockmobile.artifact.files import atomic_write
 from pockmobile.artifact.program import write_program
 from pockmobile.errors import PockmobileError
 from scripts.benchmark.inputs import read_batch, read_statistics, write_inputs
-from scripts.benchmark.variants import Exported, Order, ProgramInfo, to_line
+from scripts.benchmark.variants import Exported, Kind, Order, Precision, ProgramInfo, to_line
 from scripts.benchmark.worker import peak_bytes
 from scripts.benchmark.works import WORKS, settled_model
+
+_OURS: Final[tuple[Kind, ...]] = ("ours", "split", "int8", "int4")
 
 
 def main() -> None:
@@ -48,7 +51,7 @@ def _write_program(order: Order) -> None:
     start = time.perf_counter()
     model = settled_model(WORKS[order.work], read_statistics(order.inputs))
     exported = export(model, read_batch(order.inputs), order.detail)
-    write = write_program if order.kind in ("ours", "split", "int8") else atomic_write
+    write = write_program if order.kind in _OURS else atomic_write
     write(order.path, exported.buffer)
     info = ProgramInfo(
         seconds=time.perf_counter() - start,
@@ -74,8 +77,9 @@ def _exporter(order: Order) -> Callable[[nn.Module, tuple[Tensor, Tensor], str],
     from scripts.benchmark.our_export import export_ours
 
     kind = order.kind
+    held: Precision = kind if kind in ("int8", "int4") else "fp32"
     return partial(
-        export_ours, split=kind == "split", int8=kind == "int8", without=order.without
+        export_ours, split=kind == "split", frozen_weights=held, without=order.without
     )
 
 

@@ -134,8 +134,10 @@ def _prepare(variant: Variant, setting: Setting, cache: Cache) -> _Prepared:
     plan = variant.plan(setting.plan)
     if variant.engine != "eager":
         kind: Kind = variant.engine
-        if variant.is_split or variant.in_int8:
-            kind = "split" if variant.is_split else "int8"
+        if variant.is_split:
+            kind = "split"
+        elif variant.frozen_weights != "fp32":
+            kind = variant.frozen_weights
         detail = variant.lowering if variant.engine == "stock" else plan
         path, info = cache.program(kind, work, batch, detail, variant.without)
         parts = info.parts if variant.engine == "stock" else None

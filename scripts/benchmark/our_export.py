@@ -10,7 +10,7 @@ from pockmobile.compiler import compile
 from pockmobile.graph import JointGraph
 from pockmobile.optim import SGD
 from pockmobile.passes import Pass
-from scripts.benchmark.variants import Exported, VariantError
+from scripts.benchmark.variants import Exported, Precision, VariantError
 
 
 def export_ours(
@@ -19,7 +19,7 @@ def export_ours(
     plan: str,
     *,
     split: bool,
-    int8: bool,
+    frozen_weights: Precision,
     without: str = "",
 ) -> Exported:
     """Returns the program that trains a plan.
@@ -29,7 +29,7 @@ def export_ours(
         batch: example inputs and targets.
         plan: a preset, or the path of a file.
         split: whether it starts from latents.
-        int8: whether frozen weights are in int8.
+        frozen_weights: how frozen weights may be held.
         without: the name of a pass that is left out, if any.
 
     Raises:
@@ -44,7 +44,7 @@ def export_ours(
             plan=plan,
             optimizer=SGD(),
             split=split,
-            frozen_weights="int8" if int8 else "fp32",
+            frozen_weights=frozen_weights,
         )
     method = program.manifest.methods["train_step"]
     parts = {

@@ -11,10 +11,12 @@ from pockmobile.errors import PockmobileError
 
 Engine: TypeAlias = Literal["ours", "eager", "stock", "onnxruntime", "mnn", "litert"]
 Kind: TypeAlias = Literal[
-    "ours", "split", "int8", "stock", "network", "onnxruntime", "mnn", "litert"
+    "ours", "split", "int8", "int4", "stock", "network", "onnxruntime", "mnn", "litert"
 ]
-"""Of a program: `split` is one of ours that starts from latents, `int8` one whose frozen
-weights are in int8. `network` describes what a peer's is to be built from."""
+"""Of a program: `split` is one of ours that starts from latents, `int8` and
+`int4` are those whose frozen weights may be held so. `network` describes what a peer's is to be
+built from."""
+Precision: TypeAlias = Literal["fp32", "int8", "int4"]
 Trained: TypeAlias = Literal["plan", "full", "last", "head"]
 Part: TypeAlias = tuple[int, int, int] | None
 """The trained channels of a parameter (dimension, start, stop), or None for all."""
@@ -33,7 +35,7 @@ class Variant:
     `trains` says what: the plan of the work, everything, the last block with all behind it,
     or the head. `is_compiled` is torch.compile. Of stock ExecuTorch, `lowering` says what its
     export does beside the usual. `is_split` starts each step from latents, as from the second
-    epoch on; `in_int8` has frozen weights in int8. `without` is a pass that our compiler
+    epoch on; `frozen_weights` is how these may be held. `without` is a pass that our compiler
     leaves out.
     """
 
@@ -43,7 +45,7 @@ class Variant:
     is_compiled: bool = False
     lowering: Literal["", "xnnpack", "split-addmm"] = ""
     is_split: bool = False
-    in_int8: bool = False
+    frozen_weights: Precision = "fp32"
     without: str = ""
 
     @property
@@ -65,9 +67,9 @@ class Variant:
     def oracle(self) -> str:
         """The name of the variant of eager PyTorch whose losses it must have; "" if none.
 
-        With weights in int8 the losses are others, from the first on.
+        With weights in int8 or int4 the losses are others, from the first on.
         """
-        if self.in_int8:
+        if self.frozen_weights != "fp32":
             return ""
         return "eager-same" if self.trains == "plan" else f"eager-{self.trains}"
 
@@ -80,7 +82,8 @@ _COMMON: Final = (
     Variant("ours", "ours", "plan"),
     Variant("ours-full", "ours", "full"),
     Variant("ours-split", "ours", "plan", is_split=True),
-    Variant("ours-int8", "ours", "plan", in_int8=True),
+    Variant("ours-int8", "ours", "plan", frozen_weights="int8"),
+    Variant("ours-int4", "ours", "plan", frozen_weights="int4"),
     Variant("eager-same", "eager", "plan"),
     Variant("eager-full", "eager", "full"),
     Variant("compile-same", "eager", "plan", is_compiled=True),

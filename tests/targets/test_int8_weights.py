@@ -115,6 +115,31 @@ def test_a_language_model_learns_the_same_in_a_quarter_of_the_room(tmp_path: Pat
     assert frozen[1] < 0.3 * frozen[0]
 
 
+def test_weights_of_the_same_numbers_keep_their_own_scales(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(*(nn.Linear(32, 32, bias=False) for _ in range(5))), torch.eye(32)
+    with torch.no_grad():
+        model[1].weight.copy_(4 * model[0].weight)
+        model[2].weight.copy_(9 * model[0].weight)
+    program = pockmobile.compile(
+        model, (x,), plan="head", predict_batch_size=32, frozen_weights="int8"
+    )
+    program.save(tmp_path / "net.pte")
+    found = pockmobile.Session(tmp_path / "net.pte", threads=1).predict(x)
+    assert (found - model(x)).norm() < TOLERANCE * model(x).norm()
+
+
+def test_the_gradient_of_a_choice_among_many_keeps_its_small_numbers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4096))
+    plan, x = pockmobile.UpdatePlan({"0.weight": None, "0.bias": None}), torch.randn(8, 64)
+    exact, close = (
+        steps(model, x, plan, tmp_path / f"{dtype}.pte", dtype)[1] for dtype in ("fp32", "int8")
+    )
+    for name, value in exact.items():
+        assert (close[name] - value).norm() < 0.005 * value.norm(), name
+
+
 def test_what_is_trained_stays_exact(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = (
@@ -141,6 +166,7 @@ def test_small_weights_stay_in_float32(tmp_path: Path) -> None:
     ("target", "dtype", "message"),
     [
         ("portable", "int8", "target portable takes frozen weights in fp32 only, found int8"),
+        ("portable", "int4", "target portable takes frozen weights in fp32 only, found int4"),
         ("xnnpack", "int7", "unknown frozen weights 'int7'"),
     ],
 )

@@ -14,6 +14,7 @@ import torch
 from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import (
     ConstantDataOffset,
     OutputMinMax,
+    PerChannelGroupQuant,
     PerChannelQuant,
     PerTokenDynamicQuant,
     XNNConvert,
@@ -55,7 +56,7 @@ class BlobBuilder:
     def __init__(self) -> None:
         """Starts an empty delegate."""
         self._graph = XNNGraph("0", [], [], 0, [], [], [ConstantDataOffset(0, 0)])
-        self._constants: dict[tuple[str, tuple[int, ...], int], int] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], object], int] = {}
         self._quantized: dict[tuple[int, int], int] = {}
         self.store = NamedDataStore()
         self.constant_bytes: dict[str, int] = {}
@@ -99,16 +100,22 @@ class BlobBuilder:
         return self._add_constant(value, is_packed=False)
 
     def quantized_weight(self, weight: Quantized, channel_dim: int = 0) -> int:
-        """Adds an int8 filter with a scale for each of its channels."""
-        data = weight.values.contiguous().numpy().tobytes()
+        """Adds a filter of whole numbers; in int8, `channel_dim` is that of its scales."""
+        scales = weight.scale_bytes()
+        # A name of its own: the runtime frees it once the delegate is compiled.
+        name = f"scales_{hashlib.sha256(scales).hexdigest()}"
         shape = tuple(weight.values.shape)
-        identifier, is_new = self._stored(data, shape, 2 + channel_dim)
+        identifier, is_new = self._stored(weight.value_bytes(), shape, (name, channel_dim))
         if is_new:
-            scales = weight.scales.to(torch.float32).contiguous().numpy().tobytes()
-            # A name of its own: the runtime frees it once the delegate is compiled.
-            place = self._store(f"scales_{hashlib.sha256(scales).hexdigest()}", scales)
-            params = PerChannelQuant([], channel_dim, place, len(weight.scales))
-            self._quantize(identifier, XNNDatatype.xnn_datatype_qcint8, params)
+            place, num_scales = self._store(name, scales), weight.scales.numel()
+            if weight.group:
+                params = PerChannelGroupQuant(
+                    [], channel_dim, weight.group, None, place, num_scales
+                )
+                self._quantize(identifier, XNNDatatype.xnn_datatype_qbint4, params)
+            else:
+                params = PerChannelQuant([], channel_dim, place, num_scales)
+                self._quantize(identifier, XNNDatatype.xnn_datatype_qcint8, params)
         return identifier
 
     def quantized_rows(self, source: int, num_dims: int) -> int:
@@ -142,8 +149,11 @@ class BlobBuilder:
         data = value.detach().to(torch.float32).contiguous().numpy().tobytes()
         return self._stored(data, tuple(value.shape), is_packed)[0]
 
-    def _stored(self, data: bytes, shape: tuple[int, ...], kind: int) -> tuple[int, bool]:
-        """Returns the value with this constant, and whether it is new."""
+    def _stored(self, data: bytes, shape: tuple[int, ...], kind: object) -> tuple[int, bool]:
+        """Returns the value with this constant, and whether it is new.
+
+        `kind` sets apart equal bytes that are read otherwise.
+        """
         key = hashlib.sha256(data).hexdigest()
         if (key, shape, kind) in self._constants:
             return self._constants[key, shape, kind], False

@@ -12,7 +12,7 @@ from pockmobile.targets.xnnpack.blob import NO_VALUE
 from pockmobile.targets.xnnpack.emitter import Emit, Emitter, Operand
 from pockmobile.targets.xnnpack.layout import NHWC, Constant
 from pockmobile.targets.xnnpack.matmul import frozen_product
-from pockmobile.targets.xnnpack.quantize import pays, quantized
+from pockmobile.targets.xnnpack.quantize import precision, quantized
 
 _aten = torch.ops.aten
 
@@ -103,7 +103,8 @@ def _filter(weight: Tensor, groups: int, transposed: bool, is_depthwise: bool) -
 def _operands(emitter: Emitter, source: int, filters: Tensor) -> dict[str, int]:
     """Returns the input and the filter, both in int8 where that pays."""
     blob = emitter.blob
-    if emitter.in_int8 and pays(len(filters), filters[0].numel()) and len(filters) > 1:
+    held = precision(emitter.frozen_weights, len(filters), filters[0].numel())
+    if held == "int8" and len(filters) > 1:
         filter_id = blob.quantized_weight(quantized(filters))
         return {"input1_id": blob.quantized_rows(source, 3), "filter_id": filter_id}
     return {"input1_id": source, "filter_id": blob.weight(filters)}

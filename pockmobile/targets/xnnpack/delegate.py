@@ -14,6 +14,7 @@ from pockmobile.graph import JointGraph
 from pockmobile.graph.rewrite import shape_of
 from pockmobile.targets.xnnpack.emitter import Emitter
 from pockmobile.targets.xnnpack.partition import Partition
+from pockmobile.targets.xnnpack.quantize import Precision
 from pockmobile.targets.xnnpack.support import EMITTERS
 
 
@@ -48,13 +49,13 @@ def insert_delegates(
     cut: Partition,
     constants: Mapping[fx.Node, Tensor],
     *,
-    in_int8: bool = False,
+    frozen_weights: Precision = "fp32",
 ) -> Delegated:
     """Returns the graph's module with each delegate in the place of its operators.
 
-    `in_int8` says that products with frozen weights take these in int8.
+    `frozen_weights` is how products may hold frozen weights.
     """
-    writer = _Writer(constants, in_int8=in_int8)
+    writer = _Writer(constants, frozen_weights)
     for step in _order(graph, cut):
         if isinstance(step, fx.Node):
             writer.add_host(step)
@@ -67,9 +68,9 @@ def insert_delegates(
 class _Writer:
     """Writes the graph around the delegates."""
 
-    def __init__(self, constants: Mapping[fx.Node, Tensor], *, in_int8: bool) -> None:
+    def __init__(self, constants: Mapping[fx.Node, Tensor], frozen: Precision) -> None:
         self._constants = constants
-        self._in_int8 = in_int8
+        self._frozen_weights = frozen
         self._graph = fx.Graph()
         self._root = nn.Module()
         self._memo: dict[fx.Node, fx.Node] = {}
@@ -89,7 +90,7 @@ class _Writer:
         parents = dict.fromkeys(parent for node in nodes for parent in node.all_input_nodes)
         inputs = [p for p in parents if p not in inside and p not in self._constants]
         outputs = [node for node in nodes if any(user not in inside for user in node.users)]
-        emitter = Emitter(EMITTERS, self._constants, in_int8=self._in_int8)
+        emitter = Emitter(EMITTERS, self._constants, frozen_weights=self._frozen_weights)
         for node in inputs:
             emitter.add_input(node)
         for node in nodes:

@@ -23,6 +23,7 @@ from pockmobile.targets.xnnpack.layout import (
     regrouped_permutation,
     storage_in,
 )
+from pockmobile.targets.xnnpack.quantize import Precision
 
 Operand: TypeAlias = Value | Constant
 Emit: TypeAlias = Callable[["Emitter", fx.Node], Operand]
@@ -45,14 +46,14 @@ class Emitter:
         table: Mapping[Any, Emit],
         constants: Mapping[fx.Node, Tensor],
         *,
-        in_int8: bool = False,
+        frozen_weights: Precision = "fp32",
     ) -> None:
         """Starts a delegate whose operators are emitted by `table`.
 
-        `in_int8` says that products with constant weights take these in int8.
+        `frozen_weights` is how products may hold constant weights.
         """
         self.blob = BlobBuilder()
-        self.in_int8 = in_int8
+        self.frozen_weights = frozen_weights
         self._table = table
         self._constants = constants
         self._values: dict[fx.Node, Operand] = {}

@@ -21,7 +21,7 @@ from pockmobile.targets.xnnpack.blob import NO_VALUE
 from pockmobile.targets.xnnpack.elementwise import combine
 from pockmobile.targets.xnnpack.emitter import Emit, Emitter, Operand
 from pockmobile.targets.xnnpack.layout import Constant, Order, Value, lies_in
-from pockmobile.targets.xnnpack.quantize import pays, quantized
+from pockmobile.targets.xnnpack.quantize import precision, quantized, quantized_in_groups
 
 _aten = torch.ops.aten
 
@@ -62,7 +62,9 @@ def fully_connected(
     if isinstance(right, Constant):
         transposed = right.tensor.t()
         is_turned = not transposed.is_contiguous()
-        frozen_product(emitter, source, transposed, bias, result.id, is_turned=is_turned)
+        frozen_product(
+            emitter, source, transposed, bias, result.id, is_turned=is_turned, is_linear=True
+        )
         return result
     weight, flags = _weight(emitter, right)
     emitter.blob.node(XNNFullyConnected(source, weight, bias, result.id, flags))
@@ -70,20 +72,34 @@ def fully_connected(
 
 
 def frozen_product(
-    emitter: Emitter, source: int, weight: Tensor, bias: int, result: int, *, is_turned: bool
+    emitter: Emitter,
+    source: int,
+    weight: Tensor,
+    bias: int,
+    result: int,
+    *,
+    is_turned: bool,
+    is_linear: bool = False,
 ) -> None:
     """Emits rows [m, k] times a constant weight [n, k] (+ bias [n]).
 
     `is_turned` says that the weight is stored as [k, n]: it serves another product, too, of
     which this is the gradient. In int8 it has a scale for each of the k then, which goes to
-    the rows.
+    the rows. int4, for what `is_linear`, has scales along k and no kernel that turns: there
+    each of the two products has a weight of its own.
     """
     outputs, inputs = weight.shape
     flags = XNN_FLAG_TRANSPOSE_WEIGHTS if is_turned else 0
     stored = weight.t() if is_turned else weight
     blob = emitter.blob
-    if not (emitter.in_int8 and pays(outputs, inputs)):
+    held = precision(
+        emitter.frozen_weights, outputs, inputs, is_linear=is_linear, is_turned=is_turned
+    )
+    if held == "fp32":
         filter_id = blob.weight(stored)
+    elif held == "int4":
+        source, flags = blob.quantized_rows(source, 1), 0
+        filter_id = blob.quantized_weight(quantized_in_groups(weight))
     else:
         found = quantized(stored)
         if is_turned:

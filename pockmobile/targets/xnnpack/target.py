@@ -24,6 +24,7 @@ from pockmobile.targets.xnnpack.convolutions import select_convolution
 from pockmobile.targets.xnnpack.decompositions import select
 from pockmobile.targets.xnnpack.delegate import insert_delegates
 from pockmobile.targets.xnnpack.partition import constant_tensors, partition
+from pockmobile.targets.xnnpack.quantize import Precision
 from pockmobile.targets.xnnpack.support import refusal
 
 _aten = torch.ops.aten
@@ -34,10 +35,10 @@ _aten = torch.ops.aten
 class Xnnpack(Target):
     """Delegates nearly all of a training step to XNNPACK, on the stock runtime.
 
-    `in_int8` says that products with frozen weights take these in int8.
+    `frozen_weights` is how products may hold frozen weights.
     """
 
-    in_int8: bool = False
+    frozen_weights: Precision = "fp32"
     name = "xnnpack"
     views = frozenset(
         {_aten.view_copy.default, _aten.permute_copy.default, _aten.expand_copy.default}
@@ -64,7 +65,7 @@ class Xnnpack(Target):
         """Returns the graph with its delegates compiled."""
         constants = constant_tensors(graph)
         cut = partition(graph, constants)
-        delegated = insert_delegates(graph, cut, constants, in_int8=self.in_int8)
+        delegated = insert_delegates(graph, cut, constants, frozen_weights=self.frozen_weights)
         outside = tuple(
             Outside(str(node.target), node.meta.get(MODULE_KEY, ""), reason)
             for node, reason in cut.refusals.items()
