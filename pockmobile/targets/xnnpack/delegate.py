@@ -1,165 +1,34 @@
-"""Puts compiled delegates into a graph, as calls that ExecuTorch's exporter understands."""
+"""Compiles a delegate for XNNPACK."""
 
-import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import final
 
-import torch
-from executorch.exir.delegate import executorch_call_delegate
-from executorch.exir.lowered_backend_module import LoweredBackendModule
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from pockmobile.graph import JointGraph
-from pockmobile.graph.rewrite import shape_of
+from pockmobile.targets.delegate import Compile, Compiled
 from pockmobile.targets.xnnpack.emitter import Emitter
-from pockmobile.targets.xnnpack.partition import Partition
 from pockmobile.targets.xnnpack.quantize import Precision
 from pockmobile.targets.xnnpack.support import EMITTERS
 
 
-@final
-@dataclass(frozen=True)
-class Delegated:
-    """A module whose delegates are compiled.
+def compiler(constants: Mapping[fx.Node, Tensor], frozen_weights: Precision) -> Compile:
+    """Returns what compiles a delegate; `frozen_weights` is how products may hold those."""
 
-    `constant_bytes` is constants' sizes by hash. `memory` follows the delegates' workspace:
-    bytes alive while each of their operators runs, and the module that it is of.
-    """
-
-    module: nn.Module
-    constant_bytes: Mapping[str, int]
-    memory: Sequence[tuple[int, str]]
-
-
-@final
-class _Shapes(nn.Module):
-    """Stands for a delegate while the program around it is exported: only shapes count."""
-
-    def __init__(self, shapes: Sequence[Sequence[int]]) -> None:
-        super().__init__()
-        self._shapes = shapes
-
-    def forward(self, *_: Tensor) -> list[Tensor]:
-        return [torch.zeros(tuple(shape)) for shape in self._shapes]
-
-
-def insert_delegates(
-    graph: JointGraph,
-    cut: Partition,
-    constants: Mapping[fx.Node, Tensor],
-    *,
-    frozen_weights: Precision = "fp32",
-) -> Delegated:
-    """Returns the graph's module with each delegate in the place of its operators.
-
-    `frozen_weights` is how products may hold frozen weights.
-    """
-    writer = _Writer(constants, frozen_weights)
-    for step in _order(graph, cut):
-        if isinstance(step, fx.Node):
-            writer.add_host(step)
-        else:
-            writer.add_delegate(cut.delegates[step])
-    return writer.finish()
-
-
-@final
-class _Writer:
-    """Writes the graph around the delegates."""
-
-    def __init__(self, constants: Mapping[fx.Node, Tensor], frozen: Precision) -> None:
-        self._constants = constants
-        self._frozen_weights = frozen
-        self._graph = fx.Graph()
-        self._root = nn.Module()
-        self._memo: dict[fx.Node, fx.Node] = {}
-        self._constant_bytes: dict[str, int] = {}
-        self._num_delegates = 0
-        self._memory: list[tuple[int, str]] = []
-
-    def add_host(self, node: fx.Node) -> None:
-        """Copies a node that the host runs."""
-        self._memo[node] = self._graph.node_copy(node, self._memo.__getitem__)
-        if node.op == "get_attr":
-            self._root.register_buffer(str(node.target), self._constants[node])
-
-    def add_delegate(self, nodes: Sequence[fx.Node]) -> None:
-        """Compiles a delegate and calls it."""
-        inside = set(nodes)
-        parents = dict.fromkeys(parent for node in nodes for parent in node.all_input_nodes)
-        inputs = [p for p in parents if p not in inside and p not in self._constants]
-        outputs = [node for node in nodes if any(user not in inside for user in node.users)]
-        emitter = Emitter(EMITTERS, self._constants, frozen_weights=self._frozen_weights)
+    def compile_delegate(
+        nodes: Sequence[fx.Node], inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]
+    ) -> Compiled:
+        emitter = Emitter(EMITTERS, constants, frozen_weights=frozen_weights)
         for node in inputs:
             emitter.add_input(node)
         for node in nodes:
             emitter.add(node)
         for node in outputs:
             emitter.add_output(node)
-        name = f"delegate_{self._num_delegates}"
-        self._num_delegates += 1
-        self._root.add_module(name, _lowered(emitter, inputs, outputs))
-        self._memory += emitter.memory()
-        self._constant_bytes.update(emitter.blob.constant_bytes)
-        arguments = (self._graph.get_attr(name), *(self._memo[node] for node in inputs))
-        call = self._graph.call_function(executorch_call_delegate, arguments)
-        for position, node in enumerate(outputs):
-            self._memo[node] = self._graph.call_function(operator.getitem, (call, position))
+        return Compiled(
+            backend="XnnpackBackend",
+            blob=emitter.blob.serialize(),
+            named_data=emitter.blob.store.get_named_data_store_output(),
+            constant_bytes=emitter.blob.constant_bytes,
+            memory=emitter.memory(),
+        )
 
-    def finish(self) -> Delegated:
-        """Returns the module, without the constants that delegates alone read."""
-        module = fx.GraphModule(self._root, self._graph)
-        module.graph.eliminate_dead_code()
-        used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
-        for name in [name for name, _ in module.named_buffers() if name not in used]:
-            delattr(module, name)
-        module.recompile()
-        # Delegates run one after the other, in one workspace.
-        return Delegated(module, self._constant_bytes, self._memory)
-
-
-def _order(graph: JointGraph, cut: Partition) -> list[fx.Node | int]:
-    """Returns host nodes and delegates (by index) in an order that respects all uses."""
-    member = {node: index for index, group in enumerate(cut.delegates) for node in group}
-    done: set[fx.Node | int] = set()
-    order: list[fx.Node | int] = []
-
-    def needs(step: fx.Node | int) -> list[fx.Node | int]:
-        nodes = cut.delegates[step] if isinstance(step, int) else (step,)
-        found = [
-            member.get(parent, parent) for node in nodes for parent in node.all_input_nodes
-        ]
-        # No set, whose order would change from one compilation to the next.
-        return [other for other in dict.fromkeys(found) if other != step]
-
-    stack: list[fx.Node | int] = []
-    for step in (member.get(node, node) for node in graph.nodes):
-        stack.append(step)
-        while stack:
-            top = stack[-1]
-            missing = [] if top in done else [item for item in needs(top) if item not in done]
-            if missing:
-                stack.extend(missing)
-                continue
-            stack.pop()
-            if top not in done:
-                done.add(top)
-                order.append(top)
-    return order
-
-
-def _lowered(
-    emitter: Emitter, inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]
-) -> LoweredBackendModule:
-    shapes = [shape_of(node) for node in outputs]
-    examples = tuple(torch.zeros(shape_of(node)) for node in inputs)
-    lowered = LoweredBackendModule(
-        torch.export.export(_Shapes(shapes), examples, strict=False),
-        "XnnpackBackend",
-        emitter.blob.serialize(),
-        [],
-        emitter.blob.store.get_named_data_store_output(),
-    )
-    lowered.meta = {"debug_handle_map": {}}
-    return lowered
+    return compile_delegate

@@ -19,11 +19,12 @@ from pockmobile.passes import (
     Pass,
 )
 from pockmobile.targets.base import LoweredMethod, Outside, Target
+from pockmobile.targets.delegate import insert_delegates
+from pockmobile.targets.partition import constant_tensors, partition
 from pockmobile.targets.portable import hash_and_size
-from pockmobile.targets.xnnpack.convolutions import select_convolution
+from pockmobile.targets.rewrites.convolutions import select_convolution
 from pockmobile.targets.xnnpack.decompositions import select
-from pockmobile.targets.xnnpack.delegate import insert_delegates
-from pockmobile.targets.xnnpack.partition import constant_tensors, partition
+from pockmobile.targets.xnnpack.delegate import compiler
 from pockmobile.targets.xnnpack.quantize import Precision
 from pockmobile.targets.xnnpack.support import refusal
 
@@ -64,8 +65,10 @@ class Xnnpack(Target):
     def lower(self, graph: JointGraph) -> LoweredMethod:
         """Returns the graph with its delegates compiled."""
         constants = constant_tensors(graph)
-        cut = partition(graph, constants)
-        delegated = insert_delegates(graph, cut, constants, frozen_weights=self.frozen_weights)
+        cut = partition(graph, constants, refusal)
+        delegated = insert_delegates(
+            graph, cut, constants, compiler(constants, self.frozen_weights)
+        )
         outside = tuple(
             Outside(str(node.target), node.meta.get(MODULE_KEY, ""), reason)
             for node, reason in cut.refusals.items()

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pockmobile.targets.partition import constant_tensors, partition
 from pockmobile.targets.xnnpack import Xnnpack
-from pockmobile.targets.xnnpack.partition import constant_tensors, partition
+from pockmobile.targets.xnnpack.support import refusal
 from tests.passes.graphs import trace
 from tests.targets.running import execute, rewritten
 
@@ -18,7 +19,7 @@ def _chain(x: Tensor) -> Tensor:
 
 def test_a_graph_that_the_delegate_takes_whole_is_one_delegate() -> None:
     graph = rewritten(trace(_chain, {"x": torch.randn(3, 4)}), Xnnpack())
-    cut = partition(graph, constant_tensors(graph))
+    cut = partition(graph, constant_tensors(graph), refusal)
     assert [len(group) for group in cut.delegates] == [5]
     assert not cut.refusals
 

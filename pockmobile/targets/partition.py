@@ -5,7 +5,7 @@ delegate to the host. The delegated operators of one phase form one delegate. No
 arise, since a path that leaves a delegate comes back in a later phase.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -14,7 +14,6 @@ from torch import Tensor, fx
 
 from pockmobile.graph import JointGraph
 from pockmobile.graph.joint import constant_value
-from pockmobile.targets.xnnpack.support import refusal
 
 _aten = torch.ops.aten
 
@@ -24,6 +23,9 @@ _FREE: Final = (
     _aten.expand_copy.default,
     _aten.slice_copy.Tensor,
 )
+Refuse = Callable[[fx.Node, Container[fx.Node]], str | None]
+"""Says why a delegate does not take a node, given the constants; None if it does."""
+
 _TOO_FEW: Final = "too few operators around it for a delegate"
 _MIN_OPERATORS: Final = 4
 """A delegate with fewer operators costs more at its border than it saves."""
@@ -64,8 +66,10 @@ def _view(node: fx.Node, source: Tensor) -> Tensor:
     return node.target(source, *node.args[1:])  # type: ignore[operator, no-any-return]
 
 
-def partition(graph: JointGraph, constants: Mapping[fx.Node, Tensor]) -> Partition:
-    """Returns the delegates of a graph.
+def partition(
+    graph: JointGraph, constants: Mapping[fx.Node, Tensor], refuse: Refuse
+) -> Partition:
+    """Returns the delegates of a graph, made of what `refuse` does not refuse.
 
     Delegates that are too small are given back to the host, which can join their neighbours;
     so the cut is made again without them.
@@ -74,7 +78,7 @@ def partition(graph: JointGraph, constants: Mapping[fx.Node, Tensor]) -> Partiti
         node: reason
         for node in graph.nodes
         if node.op == "call_function" and node not in constants
-        for reason in [refusal(node, constants)]
+        for reason in [refuse(node, constants)]
         if reason
     }
     preludes = _small_preludes(graph, constants, refusals)

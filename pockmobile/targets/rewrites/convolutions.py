@@ -1,6 +1,6 @@
 """Writes a convolution's gradients, and convolutions with run-time weights, as products.
 
-XNNPACK packs a convolution's weight, so one that is trained cannot be its weight. Where the
+A delegate packs the weight of a convolution, so one that is trained cannot be it. Where the
 convolution is depthwise, what lies under each tap is multiplied by the tap's weights. Else the
 windows that it sees are gathered, and the rest are matrix products.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from pockmobile.graph.rewrite import shape_of
 from pockmobile.passes.decompose import Decomposition
-from pockmobile.targets.xnnpack.windows import Geometry, Pair, Windows, pad, taps, windows
+from pockmobile.targets.rewrites.windows import Geometry, Pair, Windows, pad, taps, windows
 
 _aten = torch.ops.aten
 

@@ -1,0 +1,173 @@
+"""Puts compiled delegates into a graph, as calls that ExecuTorch's exporter understands."""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from executorch.exir._serialize._named_data_store import NamedDataStoreOutput
+from executorch.exir.delegate import executorch_call_delegate
+from executorch.exir.lowered_backend_module import LoweredBackendModule
+from torch import Tensor, fx, nn
+
+from pockmobile.graph import JointGraph
+from pockmobile.graph.rewrite import shape_of
+from pockmobile.targets.partition import Partition
+
+
+@final
+@dataclass(frozen=True)
+class Compiled:
+    """A delegate: its bytes for the `backend` of that name, and the data that it names.
+
+    `constant_bytes` is its constants' sizes by hash. `memory` follows its workspace: bytes
+    alive while each of its operators runs, and the module that it is of.
+    """
+
+    backend: str
+    blob: bytes
+    named_data: NamedDataStoreOutput | None = None
+    constant_bytes: Mapping[str, int] = field(default_factory=dict)
+    memory: Sequence[tuple[int, str]] = ()
+
+
+Compile = Callable[[Sequence[fx.Node], Sequence[fx.Node], Sequence[fx.Node]], Compiled]
+"""Compiles a delegate of the nodes, in order, with their inputs and outputs, in order."""
+
+
+@final
+@dataclass(frozen=True)
+class Delegated:
+    """A module whose delegates are compiled.
+
+    `constant_bytes` is constants' sizes by hash. `memory` follows the delegates' workspace:
+    bytes alive while each of their operators runs, and the module that it is of.
+    """
+
+    module: nn.Module
+    constant_bytes: Mapping[str, int]
+    memory: Sequence[tuple[int, str]]
+
+
+@final
+class _Shapes(nn.Module):
+    """Stands for a delegate while the program around it is exported: only shapes count."""
+
+    def __init__(self, shapes: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self._shapes = shapes
+
+    def forward(self, *_: Tensor) -> list[Tensor]:
+        return [torch.zeros(tuple(shape)) for shape in self._shapes]
+
+
+def insert_delegates(
+    graph: JointGraph,
+    cut: Partition,
+    constants: Mapping[fx.Node, Tensor],
+    compile_delegate: Compile,
+) -> Delegated:
+    """Returns the graph's module with each delegate in the place of its operators."""
+    writer = _Writer(constants, compile_delegate)
+    for step in _order(graph, cut):
+        if isinstance(step, fx.Node):
+            writer.add_host(step)
+        else:
+            writer.add_delegate(cut.delegates[step])
+    return writer.finish()
+
+
+@final
+class _Writer:
+    """Writes the graph around the delegates."""
+
+    def __init__(self, constants: Mapping[fx.Node, Tensor], compile_delegate: Compile) -> None:
+        self._constants = constants
+        self._compile = compile_delegate
+        self._graph = fx.Graph()
+        self._root = nn.Module()
+        self._memo: dict[fx.Node, fx.Node] = {}
+        self._constant_bytes: dict[str, int] = {}
+        self._num_delegates = 0
+        self._memory: list[tuple[int, str]] = []
+
+    def add_host(self, node: fx.Node) -> None:
+        """Copies a node that the host runs."""
+        self._memo[node] = self._graph.node_copy(node, self._memo.__getitem__)
+        if node.op == "get_attr":
+            self._root.register_buffer(str(node.target), self._constants[node])
+
+    def add_delegate(self, nodes: Sequence[fx.Node]) -> None:
+        """Compiles a delegate and calls it."""
+        inside = set(nodes)
+        parents = dict.fromkeys(parent for node in nodes for parent in node.all_input_nodes)
+        inputs = [p for p in parents if p not in inside and p not in self._constants]
+        outputs = [node for node in nodes if any(user not in inside for user in node.users)]
+        compiled = self._compile(nodes, inputs, outputs)
+        name = f"delegate_{self._num_delegates}"
+        self._num_delegates += 1
+        self._root.add_module(name, _lowered(compiled, inputs, outputs))
+        self._memory += compiled.memory
+        self._constant_bytes.update(compiled.constant_bytes)
+        arguments = (self._graph.get_attr(name), *(self._memo[node] for node in inputs))
+        call = self._graph.call_function(executorch_call_delegate, arguments)
+        for position, node in enumerate(outputs):
+            self._memo[node] = self._graph.call_function(operator.getitem, (call, position))
+
+    def finish(self) -> Delegated:
+        """Returns the module, without the constants that delegates alone read."""
+        module = fx.GraphModule(self._root, self._graph)
+        module.graph.eliminate_dead_code()
+        used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+        for name in [name for name, _ in module.named_buffers() if name not in used]:
+            delattr(module, name)
+        module.recompile()
+        # Delegates run one after the other, in one workspace.
+        return Delegated(module, self._constant_bytes, self._memory)
+
+
+def _order(graph: JointGraph, cut: Partition) -> list[fx.Node | int]:
+    """Returns host nodes and delegates (by index) in an order that respects all uses."""
+    member = {node: index for index, group in enumerate(cut.delegates) for node in group}
+    done: set[fx.Node | int] = set()
+    order: list[fx.Node | int] = []
+
+    def needs(step: fx.Node | int) -> list[fx.Node | int]:
+        nodes = cut.delegates[step] if isinstance(step, int) else (step,)
+        found = [
+            member.get(parent, parent) for node in nodes for parent in node.all_input_nodes
+        ]
+        # No set, whose order would change from one compilation to the next.
+        return [other for other in dict.fromkeys(found) if other != step]
+
+    stack: list[fx.Node | int] = []
+    for step in (member.get(node, node) for node in graph.nodes):
+        stack.append(step)
+        while stack:
+            top = stack[-1]
+            missing = [] if top in done else [item for item in needs(top) if item not in done]
+            if missing:
+                stack.extend(missing)
+                continue
+            stack.pop()
+            if top not in done:
+                done.add(top)
+                order.append(top)
+    return order
+
+
+def _lowered(
+    compiled: Compiled, inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]
+) -> LoweredBackendModule:
+    shapes = [shape_of(node) for node in outputs]
+    examples = tuple(torch.zeros(shape_of(node)) for node in inputs)
+    lowered = LoweredBackendModule(
+        torch.export.export(_Shapes(shapes), examples, strict=False),
+        compiled.backend,
+        compiled.blob,
+        [],
+        compiled.named_data,
+    )
+    lowered.meta = {"debug_handle_map": {}}
+    return lowered

@@ -1,0 +1,1 @@
+"""Decompositions that several targets share."""

@@ -1,0 +1,114 @@
+"""Writes elementwise operators, norms and sums in simpler ones, for targets to choose from."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pockmobile.passes.decompose import Decomposition
+
+
+def positive(x: Tensor) -> Tensor:
+    """Returns 1 where x > 0 and 0 elsewhere, exactly."""
+    return x.clamp(0.0, 1.0).ceil()
+
+
+def threshold_backward(grad: Tensor, x: Tensor, threshold: float) -> Tensor:
+    """Lets the gradient through where x is above the threshold."""
+    return grad * positive(x - threshold if threshold else x)
+
+
+def hardtanh_backward(grad: Tensor, x: Tensor, low: float, high: float) -> Tensor:
+    """The product of the distances to both bounds is positive between them alone."""
+    return grad * positive((x - low if low else x) * (high - x))
+
+
+def sign(x: Tensor) -> Tensor:
+    """Returns -1, 0 or 1."""
+    return positive(x) - positive(-x)
+
+
+def erf(x: Tensor) -> Tensor:
+    """Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: |error| < 1.5e-7."""
+    t = 1.0 / (x.abs() * 0.3275911 + 1.0)
+    coefficients = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
+    poly = t * coefficients[0]
+    for coefficient in coefficients[1:]:
+        poly = (poly + coefficient) * t
+    magnitude = 1.0 - poly * (-(x * x)).exp()
+    return magnitude * sign(x)
+
+
+def layer_norm(
+    x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalises over the last dimensions; returns the mean and 1 / deviation, too."""
+    dims = list(range(x.dim() - len(shape), x.dim()))
+    mean = x.mean(dims, keepdim=True)
+    centred = x - mean
+    rstd = torch.rsqrt((centred * centred).mean(dims, keepdim=True) + eps)
+    result = centred * rstd
+    if weight is not None:
+        result = result * weight
+    if bias is not None:
+        result = result + bias
+    return result, mean, rstd
+
+
+def sum_to_one(
+    x: Tensor, dims: list[int] | None = None, keepdim: bool = False, **_: Any
+) -> Any:
+    """Sums to one number as a row, so that only the last view leaves the delegate."""
+    everything = not dims or len({dim % max(x.dim(), 1) for dim in dims}) == x.dim()
+    if not everything or keepdim or x.dim() == 0:
+        return NotImplemented
+    return x.reshape(1, -1).sum([1]).reshape(())
+
+
+def mean_to_one(x: Tensor, **_: Any) -> Tensor:
+    """Averages all of x, as a sum to one number."""
+    return x.sum() * (1.0 / x.numel())
+
+
+def power(x: Tensor, exponent: float) -> Any:
+    """Writes the powers that have a name."""
+    table = {
+        2: lambda: x * x,
+        3: lambda: x * x * x,
+        0.5: x.sqrt,
+        -0.5: x.rsqrt,
+        -1: x.reciprocal,
+    }
+    return table[exponent]() if exponent in table else NotImplemented
+
+
+def gelu(x: Tensor, approximate: str = "none") -> Any:
+    """Writes a GELU by tanh."""
+    if approximate == "none":
+        return NotImplemented
+    inner = (x + x * x * x * 0.044715) * math.sqrt(2.0 / math.pi)
+    return x * 0.5 * (inner.tanh() + 1.0)
+
+
+def binary(operator: Any) -> Decomposition:
+    """Gives a number without dimensions one, and writes `alpha` as a product."""
+
+    def decompose(left: Any, right: Any, *, alpha: float = 1.0) -> Any:
+        rank = max(x.dim() for x in (left, right) if isinstance(x, Tensor))
+        wide = [
+            x.reshape(1) if rank and isinstance(x, Tensor) and x.dim() == 0 else x
+            for x in (left, right)
+        ]
+        if alpha == 1.0 and wide[0] is left and wide[1] is right:
+            return NotImplemented
+        return operator(wide[0], wide[1] if alpha == 1.0 else wide[1] * alpha)
+
+    return decompose
+
+
+def expand_number(x: Tensor, shape: list[int], **_: Any) -> Any:
+    """Gives a number without dimensions those that it is expanded to, each of one."""
+    return (
+        x.reshape([1] * len(shape)).expand(shape) if shape and x.dim() == 0 else NotImplemented
+    )
