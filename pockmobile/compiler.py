@@ -28,6 +28,7 @@ from pockmobile.capture import (
 )
 from pockmobile.describe import Description, MethodDescription, describe
 from pockmobile.errors import ModelError
+from pockmobile.fitting import fit
 from pockmobile.graph import JointGraph, Role
 from pockmobile.loss import Loss, resolve_loss
 from pockmobile.optim import SGD, Optimizer
@@ -71,6 +72,7 @@ def compile(
     predict_batch_size: int = 1,
     split: bool = False,
     frozen_weights: str = "fp32",
+    memory_budget: int | None = None,
     name: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Program:
@@ -101,13 +103,17 @@ def compile(
             for linear layers whose sizes are multiples of 32, and together 4096 at least. Each
             32 inputs of an output have a scale, and a weight that the gradient passes, too, is
             held once for each way. Losses then differ by about 2 %.
+        memory_budget: the most bytes that a step may need beside the frozen weights; if more
+            would be, values are computed again in the backward pass instead of kept, which
+            takes time.
         name: the model's name in the manifest; by default its class.
         progress: told each stage as it begins.
 
     Raises:
         ModelError: the forward pass or the loss fails on the example batch.
         PlanError: the plan does not fit the model, or leaves nothing to split off.
-        UsageError: a loss, a plan, a target or weights of an unknown name.
+        UsageError: a loss, a plan, a target or weights of an unknown name, or a budget that
+            cannot be kept.
         UnsupportedOperatorError: the runtime lacks an operator.
     """
     chosen_loss = resolve_loss(loss)
@@ -131,6 +137,7 @@ def compile(
         optimizer=optimizer or SGD(),
         clip_norm=clip_norm,
         target=chosen_target,
+        memory_budget=memory_budget,
     )
     rewritten = _rewrite(joint, others, recipe, progress)
     progress("lower")
@@ -164,6 +171,7 @@ class _Recipe:
     optimizer: Optimizer
     clip_norm: float | None
     target: Target
+    memory_budget: int | None
 
 
 @final
@@ -198,6 +206,10 @@ def _rewrite(
             p.ReorderForMemory(),
         ],
     )
+    if recipe.memory_budget is not None:
+        progress("fit train_step into the memory budget")
+        train, fitting = fit(train, recipe.target, recipe.memory_budget)
+        rest = [*rest, *fitting]
     progress(f"rewrite evaluate, {', '.join(others)}")
     measured = joint.keep_outputs(lambda port: port.role in (Role.LOSS, Role.METRIC))
     graphs = {"train_step": train}

@@ -99,7 +99,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_training_options(training)
     add_optimizer_options(parser.add_argument_group("optimizer"))
     auto = parser.add_argument_group("with --plan auto")
-    add_task_options(auto)
+    add_task_options(
+        auto,
+        more_of_memory="; of any other plan, values are computed again instead of kept "
+        "where it needs more",
+    )
     add_analysis_options(auto)
     options = parser.parse_args(argv)
     _check(options)
@@ -234,6 +238,7 @@ def _compile(
         predict_batch_size=options.predict_batch_size,
         split=options.split,
         frozen_weights=options.frozen_weights,
+        memory_budget=None if options.plan == _AUTO else options.memory_budget,
         name=loaded.name,
         progress=progress,
     )

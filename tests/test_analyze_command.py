@@ -199,7 +199,6 @@ def test_export_finds_its_own_plan(
     ("arguments", "message"),
     [
         ("--data {data}", "--data belongs to --plan auto; add that, or leave it out"),
-        ("--memory-budget 1MB", "--memory-budget belongs to --plan auto"),
         ("--plan full --step-budget 0.4", "--step-budget belongs to --plan auto"),
         ("--seed 0", "--seed belongs to --plan auto"),
         ("--plan auto --memory-budget 1MB", "--data FILE is missing"),

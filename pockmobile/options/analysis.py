@@ -27,8 +27,8 @@ _UNITS: Final = {
 }  # fmt: skip
 
 
-def add_task_options(group: Any) -> None:
-    """Adds the data and the budget."""
+def add_task_options(group: Any, *, more_of_memory: str = "") -> None:
+    """Adds the data and the budget; `more_of_memory` ends the help on its memory."""
     group.add_argument(
         "--data",
         metavar="FILE",
@@ -46,7 +46,8 @@ def add_task_options(group: Any) -> None:
         "--memory-budget",
         metavar="SIZE",
         type=byte_size,
-        help="the most memory of a training step beside frozen weights: 24MB, 1.5GiB",
+        help="the most memory of a training step beside frozen weights: 24MB, 1.5GiB"
+        + more_of_memory,
     )
     group.add_argument(
         "--step-budget",
@@ -102,12 +103,13 @@ def byte_size(text: str) -> int:
 
 
 def check_no_analysis(options: argparse.Namespace) -> None:
-    """Checks that no option of an analysis was given.
+    """Checks that no option of an analysis was given, but for what else it may mean.
 
     Raises:
         UsageError: one was.
     """
-    for name in _OF_ANALYSIS:
+    # Of a plan that is given, values are computed again to keep a memory budget.
+    for name in (name for name in _OF_ANALYSIS if name != "memory_budget"):
         if getattr(options, name) is not None:
             raise UsageError(f"{flag(name)} belongs to --plan auto; add that, or leave it out")
 

@@ -13,6 +13,7 @@ from pockmobile.passes.gather_log_softmax import GatherLogSoftmax
 from pockmobile.passes.mask_from_output import MaskFromOutput
 from pockmobile.passes.narrow_gradients import NarrowGradients
 from pockmobile.passes.prune import Prune
+from pockmobile.passes.recompute import Recompute
 from pockmobile.passes.remove_noops import RemoveNoops
 from pockmobile.passes.reorder_for_memory import ReorderForMemory
 from pockmobile.passes.scatter_last import ScatterLast
@@ -34,6 +35,7 @@ __all__ = [
     "Pass",
     "PassRun",
     "Prune",
+    "Recompute",
     "RemoveNoops",
     "ReorderForMemory",
     "ScatterLast",
