@@ -18,6 +18,7 @@ from pockmobile.passes.remove_noops import RemoveNoops
 from pockmobile.passes.reorder_for_memory import ReorderForMemory
 from pockmobile.passes.scatter_last import ScatterLast
 from pockmobile.passes.split_one_hot import SplitOneHot
+from pockmobile.passes.sum_rows import SumRows
 
 __all__ = [
     "AppendOptimizer",
@@ -40,5 +41,6 @@ __all__ = [
     "ReorderForMemory",
     "ScatterLast",
     "SplitOneHot",
+    "SumRows",
     "run_passes",
 ]

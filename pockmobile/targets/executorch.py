@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from pockmobile.graph import JointGraph
 from pockmobile.targets.base import LoweredMethod
+from pockmobile.targets.in_place import put_in_place
 from pockmobile.targets.kernels import check_kernels, check_limits, explain_failure
 from pockmobile.targets.memory import memory_planner
 
@@ -66,7 +67,10 @@ def lower_program(
     )
     edge_config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
     try:
-        manager = to_edge(exported, compile_config=edge_config).to_executorch(config)
+        edge = to_edge(exported, compile_config=edge_config)
+        for name in edge.methods:
+            put_in_place(edge.exported_program(name).graph)
+        manager = edge.to_executorch(config)
     # Whatever it stumbles upon: RuntimeError, AttributeError, AssertionError and others.
     except Exception as error:
         explain_failure(methods, error)
