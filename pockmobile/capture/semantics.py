@@ -12,6 +12,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from pockmobile.capture.padding import PADDING
+from pockmobile.capture.plain import PLAIN
+from pockmobile.capture.recurrence import RECURRENCE
+from pockmobile.capture.resampling import RESAMPLING
+
 _aten = torch.ops.aten
 
 
@@ -115,11 +120,23 @@ def clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Ten
     return result
 
 
+def clamp_min(x: Tensor, low: float) -> Tensor:
+    """Clamps from below."""
+    return clamp(x, low, None)
+
+
+def clamp_max(x: Tensor, high: float) -> Tensor:
+    """Clamps from above."""
+    return clamp(x, None, high)
+
+
 _MASKED: Final = -1e30
 
 RULES: Final[Mapping[Any, Callable[..., Any]]] = {
     _aten.batch_norm.default: frozen_batch_norm,
     _aten.clamp.default: clamp,
+    _aten.clamp_min.default: clamp_min,
+    _aten.clamp_max.default: clamp_max,
     _aten._native_batch_norm_legit_functional.default: frozen_native_batch_norm,
     _aten._native_batch_norm_legit_no_training.default: frozen_native_batch_norm,
     _aten.native_dropout.default: no_native_dropout,
@@ -128,5 +145,9 @@ RULES: Final[Mapping[Any, Callable[..., Any]]] = {
     _aten.feature_dropout.default: no_dropout,
     _aten.alpha_dropout.default: no_dropout,
     _aten.scaled_dot_product_attention.default: plain_attention,
+    **PADDING,
+    **PLAIN,
+    **RECURRENCE,
+    **RESAMPLING,
 }
 """Operators of the exported forward pass and what is traced in their place."""
