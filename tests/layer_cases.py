@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 import pockmobile
 from pockmobile.loss import resolve_loss
-from tests.layers import LAYERS, LOSSES, ROWS, Criterion, Layer
+from tests.layers import LAYERS, LOSSES, REFUSED, ROWS, Criterion, Layer
 
 NUM_STEPS: Final = 5
 TOLERANCE: Final = 1e-4
 _LR: Final = 0.1
 _NUM_CLASSES: Final = 3
 _CLASSES: Final = Criterion(
-    "cross_entropy", (_NUM_CLASSES,), lambda g: (torch.randint(_NUM_CLASSES, (ROWS,), generator=g),)
+    "cross_entropy",
+    (_NUM_CLASSES,),
+    lambda g: (torch.randint(_NUM_CLASSES, (ROWS,), generator=g),),
 )
 
 
@@ -59,17 +61,21 @@ class Subject:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How far training was from eager's, and what it costs."""
+    """How far training was from eager's, and what it costs.
+
+    `outside` names the operators of the layer itself that no delegate took.
+    """
 
     error: float
     share_delegated: float
     num_partitions: int
     planned_bytes: int
+    outside: tuple[str, ...]
 
 
 def layer_subject(name: str) -> Subject:
     """Returns the model around a layer, at random weights."""
-    layer = LAYERS[name]
+    layer = {**LAYERS, **REFUSED}[name]
     torch.manual_seed(0)
     return _initialised(Subject(_around(layer), _CLASSES, layer.shape, layer.num_values))
 
@@ -86,7 +92,9 @@ class Beside(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gives each layer as many of the inputs as it takes."""
-        parts = (x[:, : torch.Size(shape).numel()].reshape(-1, *shape) for shape in self._shapes)
+        parts = (
+            x[:, : torch.Size(shape).numel()].reshape(-1, *shape) for shape in self._shapes
+        )
         seen = [branch(part) for branch, part in zip(self.branches, parts, strict=True)]
         return torch.stack(seen).sum(0)
 
@@ -143,7 +151,8 @@ def train(subject: Subject, target: str, folder: Path) -> Outcome:
     step = program.manifest.methods["train_step"]
     num_outside = sum(item.count for item in step.outside)
     share = step.num_delegated / (step.num_delegated + num_outside)
-    return Outcome(error, share, step.num_partitions, step.planned_bytes)
+    own = {o.operator for o in step.outside if o.module.startswith("layer")}
+    return Outcome(error, share, step.num_partitions, step.planned_bytes, tuple(sorted(own)))
 
 
 def _errors(subject: Subject, session: pockmobile.Session) -> Iterator[float]:

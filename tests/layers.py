@@ -73,9 +73,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attends."""
         length = x.shape[1]
-        mask = (
-            nn.Transformer.generate_square_subsequent_mask(length) if self._causal else None
-        )
+        mask = nn.Transformer.generate_square_subsequent_mask(length) if self._causal else None
         padding = torch.arange(length) >= length - self._padded if self._padded else None
         hidden = padding.expand(x.shape[0], length) if padding is not None else None
         result: Tensor = self.attention(
@@ -330,11 +328,9 @@ _MOVES: Final[Mapping[str, Layer]] = {
     "std": _apply(lambda x: x.std(-1), *_SEQUENCE),
     "norm": _apply(lambda x: x.norm(dim=-1), *_SEQUENCE),
     "logsumexp": _apply(lambda x: x.logsumexp(-1), *_SEQUENCE),
-    "prod": _apply(lambda x: x.prod(1), 3, 6),
     "dropout": Layer(nn.Dropout),
     "flatten": Layer(nn.Flatten, _IMAGE),
     "cosine_similarity": _apply(lambda x: func.cosine_similarity(x, x.flip(1), -1), 2, 6),
-    "cdist": _apply(lambda x: torch.cdist(x, x * 2.0 + 1.0), *_SEQUENCE),
 }
 
 
@@ -359,6 +355,18 @@ FAMILIES: Final[Mapping[str, Mapping[str, Layer]]] = {
 LAYERS: Final[Mapping[str, Layer]] = {
     name: layer for family in FAMILIES.values() for name, layer in family.items()
 }
+
+
+REFUSED: Final[Mapping[str, Layer]] = {
+    "cdist": _apply(lambda x: torch.cdist(x, x * 2.0 + 1.0), *_SEQUENCE),
+    "conv3d": Layer(lambda: nn.Conv3d(2, 2, 1), (2, 3, 3, 3)),
+    "fft": _apply(lambda x: torch.fft.fft(x).real),
+    "inverse": _apply(lambda x: torch.linalg.inv(x + 4.0 * torch.eye(6)), 6, 6),
+    "prod": _apply(lambda x: x.prod(1), 3, 6),
+    "random": _apply(lambda x: x + torch.rand_like(x)),
+    "sort": _apply(lambda x: x.sort(-1).values),
+}
+"""Layers that no target trains yet: they are refused by name."""
 
 
 def _labels(num_classes: int, *shape: int) -> Callable[[torch.Generator], tuple[Tensor, ...]]:

@@ -66,7 +66,15 @@ def convolution_backward(
         )
     if mask[1]:
         turned[1] = _aten.convolution_backward.default(
-            x, grad, weight, None, *window, False, [0] * len(extra), groups, [False, True, False]
+            x,
+            grad,
+            weight,
+            None,
+            *window,
+            False,
+            [0] * len(extra),
+            groups,
+            [False, True, False],
         )[1]
     if mask[2]:
         turned[2] = grad.sum([0, *range(2, grad.dim())])

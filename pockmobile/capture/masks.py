@@ -63,7 +63,7 @@ def hardsigmoid_backward(grad: Tensor, x: Tensor) -> Tensor:
 
 def hardswish_backward(grad: Tensor, x: Tensor) -> Tensor:
     """Scales the gradient between -3 and 3, and passes it above."""
-    within = _aten.hardtanh_backward.default(grad, x, -3.0, 3.0)
+    within: Tensor = _aten.hardtanh_backward.default(grad, x, -3.0, 3.0)
     return within * (x * (1.0 / 3.0) + 0.5) + above(grad, x, 3.0)
 
 

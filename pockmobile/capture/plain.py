@@ -8,18 +8,25 @@ import torch.nn.functional as func
 from torch import Tensor
 
 _aten = torch.ops.aten
+_conv2d: Any = func.conv2d
 
 
 def conv1d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sequence[int] = (1,),
-    padding: Sequence[int] = (0,), dilation: Sequence[int] = (1,), groups: int = 1,
+    padding: str | Sequence[int] = (0,), dilation: Sequence[int] = (1,), groups: int = 1,
 ) -> Tensor:  # fmt: skip
     """Convolves along the last dimension, as a row of an image."""
     planes, kernel = x.unsqueeze(-2), weight.unsqueeze(-2)
-    if not isinstance(padding, str):
-        padding = (0, _single(padding))
-    wide = [(1, _single(stride)), padding, (1, _single(dilation))]
-    return func.conv2d(planes, kernel, bias, *wide, groups).squeeze(-2)  # type: ignore[arg-type]
+    result: Tensor = _conv2d(
+        planes,
+        kernel,
+        bias,
+        (1, _single(stride)),
+        padding if isinstance(padding, str) else (0, _single(padding)),
+        (1, _single(dilation)),
+        groups,
+    )
+    return result.squeeze(-2)
 
 
 def conv_transpose1d(

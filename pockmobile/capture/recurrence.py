@@ -70,7 +70,7 @@ def _run(
         x = x.transpose(0, 1)
     last: list[_State] = []
     for layer in _layers(weights, state, has_biases, 2 if two_ways else 1):
-        sides = []
+        sides: list[Tensor] = []
         for parts, start in layer:
             turned = len(sides) == 1
             outputs, end = _run_layer(cell, x.flip(0) if turned else x, start, parts)

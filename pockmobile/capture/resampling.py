@@ -4,6 +4,7 @@ An average over windows is a depthwise convolution with equal weights. What else
 axis is a product with a constant matrix: the operator itself, applied to the identity.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -41,8 +42,9 @@ def avg_pool1d(
     ceil_mode: bool = False, count_include_pad: bool = True,
 ) -> Tensor:  # fmt: skip
     """Averages windows of the last dimension."""
-    wide = [(1, _single(size)), (1, _single(stride or size)), (0, _single(padding))]
-    return avg_pool2d(x.unsqueeze(-2), *wide, ceil_mode, count_include_pad).squeeze(-2)
+    wide = (1, _single(size)), (1, _single(stride or size)), (0, _single(padding))
+    result = avg_pool2d(x.unsqueeze(-2), *wide, ceil_mode, count_include_pad)
+    return result.squeeze(-2)
 
 
 def max_pool2d(
@@ -50,11 +52,10 @@ def max_pool2d(
     dilation: _Numbers = 1, ceil_mode: bool = False,
 ) -> Tensor:  # fmt: skip
     """Takes the maxima of windows; where the last ones reach beyond x, by padding it."""
+    given = (_pair(size), _pair(stride or size), _pair(padding), _pair(dilation))
     if ceil_mode:
-        lowest = torch.finfo(x.dtype).min
-        given = (_pair(size), _pair(stride or size), _pair(padding), _pair(dilation))
-        x = func.pad(x, _missing(x, *given), value=lowest)
-    return func.max_pool2d(x, size, stride or size, padding, dilation)
+        x = func.pad(x, _missing(x, *given), value=torch.finfo(x.dtype).min)
+    return func.max_pool2d(x, *given)
 
 
 def adaptive_avg_pool2d(x: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -63,7 +64,7 @@ def adaptive_avg_pool2d(x: Tensor, sizes: Sequence[int]) -> Tensor:
         return x.mean((-2, -1), keepdim=True)
     if _divides(sizes, x.shape[-2:]):
         return avg_pool2d(x, _quotients(sizes, x.shape[-2:]))
-    axes: list[_Axis] = [lambda y, size=size: func.adaptive_avg_pool1d(y, size) for size in sizes]
+    axes = [functools.partial(func.adaptive_avg_pool1d, output_size=size) for size in sizes]
     return _resampled(x, axes)
 
 
@@ -95,7 +96,10 @@ def upsample_nearest(
 ) -> Tensor:
     """Repeats the nearest element along each dimension after the second."""
     axes = _axes(x, sizes, factors)
-    if all(size % old == 0 and (factor is None or factor == size // old) for old, size, factor in axes):
+    if all(
+        size % old == 0 and (factor is None or factor == size // old)
+        for old, size, factor in axes
+    ):
         return _repeated(x, [size // old for old, size, _ in axes])
     return _resampled(x, [_nearest(size, factor) for _, size, factor in axes])
 
@@ -106,7 +110,8 @@ def upsample_linear(
 ) -> Tensor:  # fmt: skip
     """Interpolates linearly along each dimension after the second."""
     return _resampled(
-        x, [_linear(size, factor, align_corners) for _, size, factor in _axes(x, sizes, factors)]
+        x,
+        [_linear(size, factor, align_corners) for _, size, factor in _axes(x, sizes, factors)],
     )
 
 

@@ -14,7 +14,7 @@ from torch import fx
 
 from pockmobile.errors import UnsupportedOperatorError
 from pockmobile.graph import JointGraph
-from pockmobile.graph.rewrite import MODULE_KEY, shape_of
+from pockmobile.graph.rewrite import MODULE_KEY, origin, shape_of
 from pockmobile.targets.base import LoweredMethod
 
 _aten = torch.ops.aten
@@ -92,8 +92,9 @@ def _remedy(methods: Methods, culprits: Collection[fx.Node]) -> str:
 
 
 def _place(node: fx.Node) -> str:
-    path = node.meta.get(MODULE_KEY)
-    return str(path) if path else "the model's own forward(), the loss or the optimizer"
+    path, line = origin(node).values()
+    known = [path or ("the model's own forward()" if line else ""), line]
+    return ", ".join(part for part in known if part) or "the loss or the optimizer"
 
 
 def _outside(graph: JointGraph, lowered: LoweredMethod) -> Iterator[fx.Node]:

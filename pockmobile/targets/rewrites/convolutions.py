@@ -118,7 +118,7 @@ def _backward(*, is_frozen: bool) -> Decomposition:
             return NotImplemented
         geometry = Geometry(stride, padding, dilation, groups)
         compute = _input_gradient(weight, groups, is_frozen=is_frozen)
-        grad_x = compute(grad, x.shape[2:], weight, geometry) if mask[0] else None
+        grad_x = compute(grad, list(x.shape[2:]), weight, geometry) if mask[0] else None
         grad_weight = _weight_gradient(grad, x, weight, geometry) if mask[1] else None
         return grad_x, grad_weight, grad.sum([0, 2, 3]) if mask[2] else None
 
