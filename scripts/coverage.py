@@ -1,7 +1,7 @@
 """Writes docs/coverage.md: every layer and loss of the table, trained on every target.
 
 Results are kept as they come, so a run that was stopped goes on where it was:
-    python scripts/coverage.py --cache build/coverage.jsonl
+    python scripts/coverage.py --cache build/coverage.jsonl --jobs 2
 """
 
 import argparse
@@ -9,7 +9,9 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
@@ -58,9 +60,9 @@ def main() -> int:
     """Runs what is missing and writes the document; 1 if anything trains as it should not."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, required=True, help="results, JSON lines")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
     parser.add_argument("-o", "--output", type=Path, default=_DOCUMENT, help="the document")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     rows = _read(arguments.cache)
     wanted = [
         (family, name, target)
@@ -69,10 +71,14 @@ def main() -> int:
         for target in TARGETS
     ]
     arguments.cache.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.cache.open("a", encoding="utf-8") as file:
-        for key in tqdm([key for key in wanted if key not in rows], disable=None):
-            rows[key] = _run(*key)
-            print(json.dumps(asdict(rows[key])), file=file, flush=True)
+    with (
+        ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool,
+        arguments.cache.open("a", encoding="utf-8") as file,
+    ):
+        futures = {pool.submit(_run, *key): key for key in wanted if key not in rows}
+        for future in tqdm(as_completed(futures), total=len(futures), disable=None):
+            rows[futures[future]] = future.result()
+            print(json.dumps(asdict(future.result())), file=file, flush=True)
     found = [rows[key] for key in wanted]
     arguments.output.write_text(render(found), encoding="utf-8")
     wrong = [row for row in found if row.trains == (row.family == _REFUSED)]
@@ -129,6 +135,7 @@ def _refusals(rows: list[Row]) -> list[str]:
 
 
 def _run(family: str, name: str, target: str) -> Row:
+    torch.set_num_threads(1)
     subject = loss_subject(name) if family == _LOSSES else layer_subject(name)
     try:
         with tempfile.TemporaryDirectory() as folder:
