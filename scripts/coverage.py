@@ -18,14 +18,14 @@ from typing import Final
 import torch
 from tqdm import tqdm
 
-_ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(_ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pockmobile.errors import UnsupportedOperatorError
 from pockmobile.targets import TARGETS
 from tests.layer_cases import NUM_STEPS, TOLERANCE, layer_subject, loss_subject, train
 from tests.layers import FAMILIES, LOSSES, REFUSED
 
+_ROOT: Final = Path(__file__).resolve().parent.parent
 _DOCUMENT: Final = _ROOT / "docs" / "coverage.md"
 _LOSSES: Final = "losses"
 _REFUSED: Final = "refused"

@@ -4,12 +4,28 @@ from pathlib import Path
 
 import pytest
 
+from pockmobile.errors import UnsupportedOperatorError
 from pockmobile.targets import TARGETS
-from tests.layer_cases import TOLERANCE, layer_subject, layers_subject, loss_subject, train
-from tests.layers import FAMILIES, LAYERS, LOSSES
+from tests.layer_cases import (
+    TOLERANCE,
+    compile_subject,
+    layer_subject,
+    layers_subject,
+    loss_subject,
+    train,
+)
+from tests.layers import FAMILIES, LAYERS, LOSSES, REFUSED
 
 _MOST = 16
 """Layers of one program: more take longer than apart."""
+
+
+_OF_PORTABLE = [
+    "elu", "prelu-channels", "group_norm", "conv1d", "conv_transpose2d", "avg_pool2d-inside",
+    "max_pool2d-ceil", "upsample-bilinear", "embedding_bag-mean", "attention-causal", "lstm",
+    "pad-replicate",
+]  # fmt: skip
+"""One of each kind; the others are compared in the long matrix."""
 
 
 def _groups() -> dict[str, list[str]]:
@@ -24,10 +40,14 @@ def _groups() -> dict[str, list[str]]:
     return groups
 
 
-@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("names", _groups().values(), ids=_groups())
-def test_layers_train_beside_each_other(names: list[str], target: str, tmp_path: Path) -> None:
-    assert train(layers_subject(names), target, tmp_path).error <= TOLERANCE
+def test_layers_train_beside_each_other(names: list[str], tmp_path: Path) -> None:
+    assert train(layers_subject(names), "xnnpack", tmp_path).error <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", _OF_PORTABLE)
+def test_a_layer_trains_on_portable_kernels(name: str, tmp_path: Path) -> None:
+    assert train(layer_subject(name), "portable", tmp_path).error <= TOLERANCE
 
 
 @pytest.mark.slow
@@ -37,7 +57,18 @@ def test_a_layer_trains(name: str, target: str, tmp_path: Path) -> None:
     assert train(layer_subject(name), target, tmp_path).error <= TOLERANCE
 
 
-@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_trains(name: str, target: str, tmp_path: Path) -> None:
-    assert train(loss_subject(name), target, tmp_path).error <= TOLERANCE
+def test_a_loss_trains(name: str, tmp_path: Path) -> None:
+    assert train(loss_subject(name), "xnnpack", tmp_path).error <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_trains_on_portable_kernels(name: str, tmp_path: Path) -> None:
+    assert train(loss_subject(name), "portable", tmp_path).error <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_target_trains_is_refused_with_its_place(name: str) -> None:
+    with pytest.raises(UnsupportedOperatorError, match=r"layer, .*layers.py:\d+"):
+        compile_subject(layer_subject(name), "portable")
