@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import pockmobile
 from pockmobile.loss import resolve_loss
-from tests.layers import LAYERS, LOSSES, REFUSED, ROWS, Criterion, Layer
+from tests.layers import LAYERS, REFUSED, Layer
+from tests.losses import LOSSES, ROWS, Criterion
 
 NUM_STEPS: Final = 5
 TOLERANCE: Final = 1e-4

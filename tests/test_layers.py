@@ -14,7 +14,8 @@ from tests.layer_cases import (
     loss_subject,
     train,
 )
-from tests.layers import FAMILIES, LAYERS, LOSSES, REFUSED
+from tests.layers import FAMILIES, LAYERS, REFUSED
+from tests.losses import LOSSES
 
 _MOST = 16
 """Layers of one program: more take longer than apart."""

@@ -5,7 +5,7 @@ runtime is built of the same kernels (portable, optimised, quantised) as the pub
 and iOS ones, so it is asked.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 import torch
@@ -118,18 +118,7 @@ def _convolution(node: fx.Node) -> str | None:
     return f"takes 1 or 2 dimensions, not {num_dims}" if num_dims > 2 else None
 
 
-def _convolution_backward(node: fx.Node) -> str | None:
-    return "takes no transposed convolution" if node.args[7] else _convolution(node)
-
-
-def _pad(node: fx.Node) -> str | None:
-    pads = node.args[1]
-    assert isinstance(pads, Sequence)
-    return f"cannot crop (pads {list(pads)})" if min(pads, default=0) < 0 else None  # type: ignore
-
-
 _LIMITS: Final[Mapping[object, Callable[[fx.Node], str | None]]] = {
     _aten.convolution.default: _convolution,
-    _aten.convolution_backward.default: _convolution_backward,
-    _aten.constant_pad_nd.default: _pad,
+    _aten.convolution_backward.default: _convolution,
 }
