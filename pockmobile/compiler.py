@@ -125,6 +125,9 @@ def compile(
     encoder, forward = split_forward(whole, resolved.update) if split else (None, whole)
     output = model_output(forward, forward.inputs)
     targets = named_targets(example_targets, chosen_loss, output)
+    target_range = chosen_loss.target_range(output)
+    for target_name, value in targets.items():
+        target_range.check(target_name, value)
     progress("capture the joint graph")
     joint = capture_joint(forward, forward.inputs, targets, chosen_loss)
     progress("capture predict")
@@ -149,7 +152,7 @@ def compile(
         frozen_weights=frozen_weights,
         methods={m: MethodDescription(g, lowered[m]) for m, g in rewritten.graphs.items()},
         input_limits=_input_limits([joint, *others.values()]),
-        target_range=chosen_loss.target_range(output),
+        target_range=target_range,
         plan=recipe.plan,
         optimizer=recipe.optimizer,
         clip_norm=clip_norm,

@@ -22,6 +22,28 @@ class TargetRange:
     high: int | None
     ignored: int | str | None
 
+    def check(self, name: str, target: Tensor) -> None:
+        """Checks a target's values.
+
+        Raises:
+            ModelError: naming the first one that it may not hold.
+        """
+        outside = torch.zeros(target.shape, dtype=torch.bool)
+        if self.low is not None:
+            outside |= target < self.low
+        if self.high is not None:
+            outside |= target > self.high
+        if isinstance(self.ignored, int):
+            outside &= target != self.ignored
+        if not bool(outside.any()):
+            return
+        place = outside.nonzero()[0].tolist()
+        ends = f"{self.low} to {self.high}"
+        ignored = "" if self.ignored is None else f", or {self.ignored} where there is none"
+        raise ModelError(
+            f"example {name}{place} is {target[tuple(place)].item()}, expected {ends}{ignored}"
+        )
+
 
 @dataclass(frozen=True)
 class Evaluation:

@@ -164,38 +164,35 @@ class Lambda(nn.Module):
         return self.function(x)
 
 
-def _images(x: Tensor) -> Tensor:
-    return x.reshape(-1, 1, 2, 4)
-
-
-def _resized(x: Tensor) -> Tensor:
-    resized = nn.functional.interpolate(_images(x), scale_factor=2, mode="bilinear")
-    return resized.reshape(-1, 32)[:, :8]
+def _distances(x: Tensor) -> Tensor:
+    return torch.cdist(x, x.repeat(2, 1)[:8])
 
 
 def _inverse(x: Tensor) -> Tensor:
     return x @ torch.linalg.inv(x.t() @ x + torch.eye(8))
 
 
+_FORWARD = Lambda.forward.__code__
+LINE = f"{_FORWARD.co_filename}:{_FORWARD.co_firstlineno + 1}"
 ANYWAY = "; replace that layer"
 IN_TRAINING = "; replace that layer, or train only what comes after it (plan head or last:N)"
 OPERATORS = {
     "fft": (
         Lambda(lambda x: torch.fft.fft(x).real),
-        "no kernel for aten._fft_c2c.default (from layer)" + IN_TRAINING,
+        f"aten.fft_fft.default (from layer, {LINE}) computes with complex numbers",
     ),
     "inverse": (
         Lambda(_inverse),
-        "no kernel for aten.linalg_inv_ex.default (from layer), "
-        "aten._linalg_check_errors.default (from layer)" + ANYWAY,
+        f"no kernel for aten.linalg_inv_ex.default (from layer, {LINE}), "
+        f"aten._linalg_check_errors.default (from layer, {LINE})" + ANYWAY,
     ),
     "sort": (
         Lambda(lambda x: x.sort(-1)[0]),
-        "no kernel for aten.sort.default (from layer)" + ANYWAY,
+        f"no kernel for aten.sort.default (from layer, {LINE})" + ANYWAY,
     ),
-    "interpolate": (
-        Lambda(_resized),
-        "no kernel for aten.upsample_bilinear2d_backward.default (from layer)" + IN_TRAINING,
+    "distances": (
+        Lambda(_distances),
+        f"no kernel for aten._cdist_backward.default (from layer, {LINE})" + IN_TRAINING,
     ),
     "convolution in 3D": (
         nn.Sequential(nn.Unflatten(1, (1, 2, 2, 2)), nn.Conv3d(1, 1, 1), nn.Flatten()),
@@ -221,7 +218,7 @@ def test_an_operator_that_the_runtime_lacks(name: str, target: str) -> None:
 def test_what_comes_before_the_training_may_lack_a_gradient() -> None:
     from pockmobile import compile
 
-    layer, _ = OPERATORS["interpolate"]
+    layer, _ = OPERATORS["distances"]
     compile(Around(layer), (torch.randn(4, 8),), target="portable", plan="head")
 
 
@@ -230,7 +227,7 @@ def test_the_command_says_which_operator(tmp_path: Path, capsys: Capture) -> Non
     model = Around(OPERATORS["sort"][0])
     torch.export.save(torch.export.export(model, (torch.randn(4, 8),)), path)
     line = refused(capsys, path, status=1)
-    assert "no kernel for aten.sort.default (from layer)" in line
+    assert "no kernel for aten.sort.default (from layer, " in line
 
 
 # What a session is handed

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions
 
+from pockmobile.capture.masks import MASKS
+from pockmobile.capture.padding import crop
 from pockmobile.capture.pooling import max_pool2d_with_indices_backward
 
 _aten = torch.ops.aten
@@ -44,6 +46,41 @@ def select_backward(grad: Tensor, sizes: list[int], dim: int, index: int) -> Any
     return slice_backward(grad.unsqueeze(dim), sizes, dim, index, index + 1, 1)
 
 
+def convolution_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, stride: list[int],
+    padding: list[int], dilation: list[int], transposed: bool, extra: list[int], groups: int,
+    mask: list[bool],
+) -> Any:  # fmt: skip
+    """Writes that of a transposed convolution as a convolution, whose roles are turned.
+
+    A transposed convolution is the input's gradient of a convolution with its weight; so its
+    input is that convolution's output, and its gradient that convolution's input.
+    """
+    if not transposed:
+        return NotImplemented
+    window = (stride, padding, dilation)
+    turned: list[Tensor | None] = [None, None, None]
+    if mask[0]:
+        turned[0] = _aten.convolution.default(
+            grad, weight, None, *window, False, [0] * len(extra), groups
+        )
+    if mask[1]:
+        turned[1] = _aten.convolution_backward.default(
+            x,
+            grad,
+            weight,
+            None,
+            *window,
+            False,
+            [0] * len(extra),
+            groups,
+            [False, True, False],
+        )[1]
+    if mask[2]:
+        turned[2] = grad.sum([0, *range(2, grad.dim())])
+    return tuple(turned)
+
+
 _KEPT: Final = (
     # Targets write these masks in their own operators.
     _aten.threshold_backward.default,
@@ -58,6 +95,9 @@ def _table() -> dict[Any, Callable[..., Any]]:
     table[_aten.embedding_dense_backward.default] = embedding_dense_backward
     table[_aten.slice_backward.default] = slice_backward
     table[_aten.select_backward.default] = select_backward
+    table[_aten.convolution_backward.default] = convolution_backward
+    table[_aten.constant_pad_nd.default] = crop
+    table.update(MASKS)
     table[_aten.max_pool2d_with_indices_backward.default] = max_pool2d_with_indices_backward
     return table
 

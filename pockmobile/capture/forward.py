@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
-from pockmobile.capture.supported import check_static
+from pockmobile.capture.semantics import RULES
+from pockmobile.capture.supported import check_operators
 from pockmobile.errors import ModelError
 
 
@@ -67,7 +68,7 @@ def export_forward(
     """
     kwargs = dict(kwargs or {})
     program = model if isinstance(model, ExportedProgram) else _export(model, args, kwargs)
-    check_static(program.graph)
+    check_operators(program.graph, RULES)
     graph = program.module(check_guards=False)
     _drop_buffer_updates(graph.graph)
     leaves = tuple(tree_leaves((args, _ordered(program, kwargs))))

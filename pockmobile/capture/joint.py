@@ -6,8 +6,9 @@ twice simply has two uses, which `_export_forward_backward` cannot capture (pyto
 147380).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
 
 import torch
 from torch import Tensor, fx
@@ -20,11 +21,14 @@ from torch.utils._pytree import tree_leaves
 from pockmobile.capture.decompositions import DECOMPOSITIONS
 from pockmobile.capture.forward import Forward, first_line, forward_failure, is_mutation
 from pockmobile.capture.interpreter import ForwardInterpreter
-from pockmobile.capture.supported import explaining_gradients, module_path
+from pockmobile.capture.supported import explaining_gradients, module_path, source_line
 from pockmobile.errors import ModelError
 from pockmobile.graph import JointGraph, Port, Role, verify
-from pockmobile.graph.rewrite import MODULE_KEY, to_meta
+from pockmobile.graph.rewrite import LINE_KEY, MODULE_KEY, origin, to_meta
 from pockmobile.loss import Evaluation, Loss
+
+_ORIGIN: Final = ("nn_module_stack", "stack_trace")
+_LOSS: Final = {"nn_module_stack": {"": ("the loss", "")}}
 
 
 class _TracedInterpreter(ForwardInterpreter):
@@ -36,12 +40,14 @@ class _TracedInterpreter(ForwardInterpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        self._attribute_backward(result, n.meta.get("nn_module_stack"))
+        self.attribute_backward(result, n.meta)
         return result
 
-    def _attribute_backward(self, result: Any, stack: Any) -> None:
+    def attribute_backward(self, result: Any, meta: Mapping[str, Any]) -> None:
+        """Says of all backward operators up to what was said before where they come from."""
+
         def enter(_: Any) -> None:
-            get_current_meta()["nn_module_stack"] = stack
+            get_current_meta().update({key: meta.get(key) for key in _ORIGIN})
 
         pending = [leaf.grad_fn for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         while pending:
@@ -155,8 +161,9 @@ def _evaluate(
     targets: Mapping[str, Tensor],
     loss: Loss,
 ) -> Evaluation:
-    output = _TracedInterpreter(forward, tensors).outputs(inputs)[0]
-    with preserve_node_meta(False):
+    interpreter = _TracedInterpreter(forward, tensors)
+    output = interpreter.outputs(inputs)[0]
+    with _in_the_loss():
         try:
             result = loss.evaluate(output, tuple(targets.values()))
         except ModelError:
@@ -167,9 +174,24 @@ def _evaluate(
                 f"loss {loss.name} fails on outputs of shape {list(output.shape)} and targets "
                 f"of shape {shapes}: {first_line(error)}"
             ) from error
+    interpreter.attribute_backward(result.loss, _LOSS)
     if not result.loss.requires_grad:
         raise ModelError(f"loss {loss.name} does not depend on any parameter: nothing to train")
     return result
+
+
+@contextmanager
+def _in_the_loss() -> Iterator[None]:
+    """Lets operators be traced as those of the loss."""
+    meta = get_current_meta()
+    kept = dict(meta)
+    meta.clear()
+    meta.update(_LOSS)
+    try:
+        yield
+    finally:
+        meta.clear()
+        meta.update(kept)
 
 
 def _trace(function: Any, *args: Any) -> tuple[fx.GraphModule, Any]:
@@ -240,18 +262,21 @@ def _plain_graph(module: fx.GraphModule) -> fx.Graph:
     memo: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(module.graph, memo))
     for node, copied in memo.items():
-        path = module_path(node.meta) or next(
-            (
-                memo[parent].meta[MODULE_KEY]
-                for parent in node.all_input_nodes
-                if memo[parent].meta[MODULE_KEY]
-            ),
-            "",
-        )
         value = (
             getattr(module, str(node.target)) if node.op == "get_attr" else node.meta.get("val")
         )
-        copied.meta = {"val": to_meta(value), MODULE_KEY: path}
+        copied.meta = {"val": to_meta(value), **_origin_of(node, memo)}
     results = graph.output_node()
     results.args = (tuple(tree_leaves(results.args[0])),)
     return graph
+
+
+def _origin_of(node: fx.Node, memo: Mapping[fx.Node, fx.Node]) -> dict[str, str]:
+    """Returns where a traced node comes from; if it does not say, where its arguments do."""
+    path, line = module_path(node.meta), source_line(node.meta)
+    if path or line:
+        return {MODULE_KEY: path, LINE_KEY: line}
+    parents = (origin(memo[parent]) for parent in node.all_input_nodes)
+    return next(
+        (found for found in parents if any(found.values())), {MODULE_KEY: "", LINE_KEY: ""}
+    )

@@ -12,6 +12,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from pockmobile.capture.masks import above
+from pockmobile.capture.padding import PADDING
+from pockmobile.capture.plain import PLAIN
+from pockmobile.capture.recurrence import RECURRENCE
+from pockmobile.capture.resampling import RESAMPLING
+
 _aten = torch.ops.aten
 
 
@@ -115,11 +121,63 @@ def clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Ten
     return result
 
 
+def clamp_min(x: Tensor, low: float) -> Tensor:
+    """Clamps from below."""
+    return clamp(x, low, None)
+
+
+def clamp_max(x: Tensor, high: float) -> Tensor:
+    """Clamps from above."""
+    return clamp(x, None, high)
+
+
+class _Maximum(torch.autograd.Function):
+    """The larger of two, by masks; where they are equal each has half of the gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, left: Tensor, right: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(left, right)
+        return torch.maximum(left, right)
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        left, right = ctx.saved_tensors  # type: ignore[attr-defined]
+        difference = left - right
+        of_left, of_right = above(grad, difference), above(grad, -difference)
+        half = (grad - of_left - of_right) * 0.5
+        return (of_left + half).sum_to_size(left.shape), (of_right + half).sum_to_size(
+            right.shape
+        )
+
+
+def maximum(left: Tensor, right: Tensor) -> Tensor:
+    """Returns the larger of two values, at each place."""
+    if not (left.is_floating_point() and left.dtype == right.dtype):
+        return torch.maximum(left, right)
+    result: Tensor = _Maximum.apply(left, right)  # type: ignore[no-untyped-call]
+    return result
+
+
+def minimum(left: Tensor, right: Tensor) -> Tensor:
+    """Returns the smaller of two values, at each place."""
+    return -maximum(-left, -right)
+
+
 _MASKED: Final = -1e30
 
 RULES: Final[Mapping[Any, Callable[..., Any]]] = {
     _aten.batch_norm.default: frozen_batch_norm,
     _aten.clamp.default: clamp,
+    _aten.clamp_min.default: clamp_min,
+    _aten.clamp_max.default: clamp_max,
+    _aten.maximum.default: maximum,
+    _aten.max.other: maximum,
+    _aten.minimum.default: minimum,
+    _aten.min.other: minimum,
     _aten._native_batch_norm_legit_functional.default: frozen_native_batch_norm,
     _aten._native_batch_norm_legit_no_training.default: frozen_native_batch_norm,
     _aten.native_dropout.default: no_native_dropout,
@@ -128,5 +186,9 @@ RULES: Final[Mapping[Any, Callable[..., Any]]] = {
     _aten.feature_dropout.default: no_dropout,
     _aten.alpha_dropout.default: no_dropout,
     _aten.scaled_dot_product_attention.default: plain_attention,
+    **PADDING,
+    **PLAIN,
+    **RECURRENCE,
+    **RESAMPLING,
 }
 """Operators of the exported forward pass and what is traced in their place."""

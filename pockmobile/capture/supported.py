@@ -1,20 +1,27 @@
 """Refuses what no training program can hold, before it is traced."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.fx.traceback import get_current_meta
+from torch.utils._pytree import tree_leaves
 
 from pockmobile.errors import UnsupportedOperatorError
+from pockmobile.graph.rewrite import is_random
 
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_LIBRARIES = re.compile(r"[/\\](site-packages|dist-packages)[/\\]torch[/\\]")
 _NO_DERIVATIVE = re.compile(r"derivative for '(?:aten::)?(\w+)[^']*' is not implemented")
 
 
-def check_static(graph: fx.Graph) -> None:
-    """Checks that no operator's result has a size, or is a number, that depends on values.
+def check_operators(graph: fx.Graph, rules: Container[object]) -> None:
+    """Checks that a program can hold each operator, or that one of the rules replaces it.
+
+    A result's size must not depend on values, nor a number of the graph; nothing may draw
+    random numbers in evaluation mode, or compute with complex ones.
 
     Raises:
         UnsupportedOperatorError: naming the first such operator and its module.
@@ -27,6 +34,18 @@ def check_static(graph: fx.Graph) -> None:
                 f"the result of {node.target} (from {_place(node.meta)}) depends in size, or "
                 f"as a plain number, on the values of its inputs; a program has fixed sizes: "
                 f"replace that layer"
+            )
+        if is_random(node) and node.target not in rules:
+            raise UnsupportedOperatorError(
+                f"{node.target} (from {_place(node.meta)}) draws random numbers, in evaluation "
+                f"mode, too; a program has none: make them an input of the model"
+            )
+        values = [v for v in tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
+        if any(value.is_complex() for value in values):
+            raise UnsupportedOperatorError(
+                f"{node.target} (from {_place(node.meta)}) computes with complex numbers, "
+                f"which no target takes; write it with real ones (a rotation by cos and sin), "
+                f"or compute it before the model"
             )
 
 
@@ -56,5 +75,13 @@ def module_path(meta: Mapping[str, object]) -> str:
     return path.removeprefix("L['self'].").removeprefix("L['self']")
 
 
+def source_line(meta: Mapping[str, object]) -> str:
+    """Returns the innermost line outside of torch that made a node, as `file:line`, or ""."""
+    frames = _FRAME.findall(str(meta.get("stack_trace") or ""))
+    own = [frame for frame in frames if not _LIBRARIES.search(frame[0])]
+    return ":".join(own[-1]) if own else ""
+
+
 def _place(meta: Mapping[str, object]) -> str:
-    return module_path(meta) or "the model's own forward()"
+    known = (module_path(meta) or "the model's own forward()", source_line(meta))
+    return ", ".join(part for part in known if part)

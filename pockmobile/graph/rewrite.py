@@ -13,6 +13,8 @@ from pockmobile.graph.joint import add_constant, fake_like
 
 MODULE_KEY: Final = "module"
 """Where a node keeps the path of the module that it came from, for reports."""
+LINE_KEY: Final = "line"
+"""Where it keeps the file and line of the model's source, for errors."""
 
 
 _FACTORIES: Final = (torch.ops.aten.full.default, torch.ops.aten.scalar_tensor.default)
@@ -68,26 +70,28 @@ def is_random(node: fx.Node) -> bool:
     return torch.Tag.nondeterministic_seeded in tags
 
 
+def origin(node: fx.Node) -> dict[str, str]:
+    """Returns the part of a node's meta that says where it came from."""
+    return {key: str(node.meta.get(key, "")) for key in (MODULE_KEY, LINE_KEY)}
+
+
 def call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-    """Adds a call with its meta value; its module path is that of its first argument."""
+    """Adds a call with its meta value; it comes from where its first argument does."""
     node = graph.call_function(target, args, kwargs)
     node.meta["val"] = infer(target, args, kwargs)
     parents = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, fx.Node)]
     if parents:
-        node.meta[MODULE_KEY] = parents[0].meta.get(MODULE_KEY, "")
+        node.meta.update(origin(parents[0]))
     return node
 
 
-def inline(
-    graph: fx.Graph, function: Callable[..., Any], args: Sequence[Any], *, module: str = ""
-) -> list[fx.Node]:
+def inline(graph: fx.Graph, function: Callable[..., Any], args: Sequence[Any]) -> list[fx.Node]:
     """Traces `function` over `args` (nodes, numbers, lists) and adds its operators.
 
-    Numbers that the function makes tensors of become constants. `module` is the path of the
-    module that the operators belong to. Returns one node for each tensor that the function
-    returns.
+    Numbers that the function makes tensors of become constants. Returns one node for each
+    tensor that the function returns.
     """
-    return splice(graph, traced(function, args), args, module=module)
+    return splice(graph, traced(function, args), args)
 
 
 def traced(function: Callable[..., Any], args: Sequence[Any]) -> fx.GraphModule:
@@ -110,13 +114,21 @@ def nodes_of(args: Sequence[Any]) -> list[fx.Node]:
 
 
 def splice(
-    graph: fx.Graph, traced: fx.GraphModule, args: Sequence[Any], *, module: str = ""
+    graph: fx.Graph,
+    traced: fx.GraphModule,
+    args: Sequence[Any],
+    *,
+    source: fx.Node | None = None,
 ) -> list[fx.Node]:
-    """Adds traced operators, which take the nodes among `args`; returns their results."""
+    """Adds traced operators, which take the nodes among `args`; returns their results.
+
+    They come from where `source` does.
+    """
     owner = graph.owning_module
     assert owner is not None
     feed = iter(nodes_of(args))
     memo: dict[fx.Node, fx.Node] = {}
+    place = origin(source) if source is not None else {MODULE_KEY: ""}
     for node in traced.graph.nodes:
         if node.op == "placeholder":
             memo[node] = next(feed)
@@ -124,7 +136,7 @@ def splice(
             memo[node] = add_constant(owner, getattr(traced, str(node.target)))
         elif node.op == "call_function":
             memo[node] = graph.node_copy(node, memo.__getitem__)
-            memo[node].meta = {"val": to_meta(node.meta["val"]), MODULE_KEY: module}
+            memo[node].meta = {"val": to_meta(node.meta["val"]), **place}
         else:
             return [memo[result] for result in tree_leaves(node.args) if result is not None]
     raise AssertionError("a graph without output")

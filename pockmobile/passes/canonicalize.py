@@ -9,11 +9,11 @@ from torch import fx
 
 from pockmobile.graph import JointGraph
 from pockmobile.graph.rewrite import (
-    MODULE_KEY,
     arguments,
     call,
     contiguous,
     infer,
+    origin,
     replace_node,
     replace_results,
     shape_of,
@@ -53,7 +53,7 @@ class Canonicalize(Pass):
             with graph.module.graph.inserting_before(node):
                 result = rewrite(graph.module.graph, node)
             if result not in node.all_input_nodes:
-                result.meta[MODULE_KEY] = node.meta.get(MODULE_KEY, "")
+                result.meta.update(origin(node))
             replace_node(node, result)
         return finish(graph)
 

@@ -10,7 +10,6 @@ from torch.utils._pytree import tree_map
 
 from pockmobile.graph import JointGraph
 from pockmobile.graph.rewrite import (
-    MODULE_KEY,
     nodes_of,
     replace_node,
     replace_results,
@@ -73,9 +72,8 @@ class Decompose(Pass):
         trace = traces[key]
         if not trace.present:
             return False
-        module = node.meta.get(MODULE_KEY, "")
         with graph.module.graph.inserting_before(node):
-            nodes = splice(graph.module.graph, trace.operators, node.args, module=module)
+            nodes = splice(graph.module.graph, trace.operators, node.args, source=node)
         if isinstance(node.meta["val"], torch.Tensor):
             replace_node(node, nodes[0])
         else:

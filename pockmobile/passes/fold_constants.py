@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from pockmobile.graph import JointGraph
 from pockmobile.graph.joint import add_constant, constant_value
-from pockmobile.graph.rewrite import MODULE_KEY, is_random, replace_node
+from pockmobile.graph.rewrite import is_random, origin, replace_node
 from pockmobile.passes.base import Pass, finish
 
 _aten = torch.ops.aten
@@ -41,7 +41,7 @@ class FoldConstants(Pass):
         for node in roots:
             with graph.module.graph.inserting_before(node):
                 constant = add_constant(graph.module, values[node].contiguous())
-            constant.meta[MODULE_KEY] = node.meta.get(MODULE_KEY, "")
+            constant.meta.update(origin(node))
             replace_node(node, constant)
         return finish(graph)
 

@@ -93,6 +93,10 @@ def _has_row_each(put: fx.Node) -> bool:
     return shape_of(values) == [*shape_of(rows), *shape_of(table)[1:]]
 
 
+def _is_zeros(table: fx.Node) -> bool:
+    return table.target is _aten.full.default and arguments(table)[1] == 0
+
+
 def _put(graph: fx.Graph, put: fx.Node, table: fx.Node, values: fx.Node) -> fx.Node:
     return call(graph, _aten.index_put.default, table, arguments(put)[1], values, True)
 
@@ -101,9 +105,8 @@ def _add(graph: fx.Graph, node: fx.Node, put: fx.Node) -> fx.Node:
     """Adds the other operand to the table; zeros make room for it."""
     (other,) = (arg for arg in arguments(node) if arg is not put)
     table, _, values = arguments(put)[:3]
-    is_zeros = table.target is _aten.full.default and arguments(table)[1] == 0
     is_whole = shape_of(other) == shape_of(node)
-    summed = other if is_zeros and is_whole else call(graph, node.target, table, other)
+    summed = other if _is_zeros(table) and is_whole else call(graph, node.target, table, other)
     return _put(graph, put, summed, values)
 
 
@@ -112,9 +115,8 @@ def _sub(graph: fx.Graph, node: fx.Node, put: fx.Node) -> fx.Node:
     table, _, values = arguments(put)[:3]
     if put is first:
         return _put(graph, put, call(graph, node.target, table, second), values)
-    is_zeros = table.target is _aten.full.default and arguments(table)[1] == 0
     is_whole = shape_of(first) == shape_of(node)
-    left = first if is_zeros and is_whole else call(graph, node.target, first, table)
+    left = first if _is_zeros(table) and is_whole else call(graph, node.target, first, table)
     return _put(graph, put, left, call(graph, _aten.neg.default, values))
 
 
@@ -122,8 +124,10 @@ def _mul(graph: fx.Graph, node: fx.Node, put: fx.Node) -> fx.Node:
     table, _, values = arguments(put)[:3]
     (scale,) = (arg for arg in arguments(node) if arg is not put)
     scale = call(graph, _aten.view_copy.default, scale, [1])
-    scaled = [call(graph, node.target, part, scale) for part in (table, values)]
-    return _put(graph, put, *scaled)
+    scaled = call(graph, node.target, values, scale)
+    # Zeros stay zeros: a product would hide them, and be a table more.
+    rest = table if _is_zeros(table) else call(graph, node.target, table, scale)
+    return _put(graph, put, rest, scaled)
 
 
 def _join(graph: fx.Graph, node: fx.Node, put: fx.Node) -> fx.Node:

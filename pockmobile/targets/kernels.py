@@ -5,7 +5,7 @@ runtime is built of the same kernels (portable, optimised, quantised) as the pub
 and iOS ones, so it is asked.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 import torch
@@ -14,7 +14,7 @@ from torch import fx
 
 from pockmobile.errors import UnsupportedOperatorError
 from pockmobile.graph import JointGraph
-from pockmobile.graph.rewrite import MODULE_KEY, shape_of
+from pockmobile.graph.rewrite import MODULE_KEY, origin, shape_of
 from pockmobile.targets.base import LoweredMethod
 
 _aten = torch.ops.aten
@@ -92,8 +92,9 @@ def _remedy(methods: Methods, culprits: Collection[fx.Node]) -> str:
 
 
 def _place(node: fx.Node) -> str:
-    path = node.meta.get(MODULE_KEY)
-    return str(path) if path else "the model's own forward(), the loss or the optimizer"
+    path, line = origin(node).values()
+    known = [path or ("the model's own forward()" if line else ""), line]
+    return ", ".join(part for part in known if part) or "the loss or the optimizer"
 
 
 def _outside(graph: JointGraph, lowered: LoweredMethod) -> Iterator[fx.Node]:
@@ -117,18 +118,7 @@ def _convolution(node: fx.Node) -> str | None:
     return f"takes 1 or 2 dimensions, not {num_dims}" if num_dims > 2 else None
 
 
-def _convolution_backward(node: fx.Node) -> str | None:
-    return "takes no transposed convolution" if node.args[7] else _convolution(node)
-
-
-def _pad(node: fx.Node) -> str | None:
-    pads = node.args[1]
-    assert isinstance(pads, Sequence)
-    return f"cannot crop (pads {list(pads)})" if min(pads, default=0) < 0 else None  # type: ignore
-
-
 _LIMITS: Final[Mapping[object, Callable[[fx.Node], str | None]]] = {
     _aten.convolution.default: _convolution,
-    _aten.convolution_backward.default: _convolution_backward,
-    _aten.constant_pad_nd.default: _pad,
+    _aten.convolution_backward.default: _convolution,
 }

@@ -32,10 +32,10 @@ def select_convolution(node: fx.Node) -> Decomposition | None:
 
 
 def _is_constant(node: Any) -> bool:
-    """Whether a node (or None) is a constant, or a view of one."""
+    """Whether a node (or None) is a constant, a fill, or a view of one."""
     while isinstance(node, fx.Node) and node.target in _VIEWS:
         node = node.args[0]
-    return node is None or node.op == "get_attr"
+    return node is None or node.op == "get_attr" or node.target is _aten.full.default
 
 
 _VIEWS: Final = (_aten.view_copy.default, _aten.permute_copy.default, _aten.flip.default)
@@ -50,14 +50,27 @@ def _forward_trained(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair,
     dilation: Pair, transposed: bool, extra: Pair, groups: int,
 ) -> Any:  # fmt: skip
-    if transposed:
-        return NotImplemented
     geometry = Geometry(stride, padding, dilation, groups)
-    if _is_depthwise(weight, groups):
+    if transposed:
+        # It is the input's gradient of the convolution that its weight would be.
+        result = _by_windows(x, _upsampled(x, weight, geometry, extra), weight, geometry)
+    elif _is_depthwise(weight, groups):
         result = _weighted(taps(x, weight.shape[2:], geometry), weight)
     else:
         result = _apply(x, weight, windows(x.shape[1], weight.shape[2:], geometry), groups)
     return result if bias is None else result + bias.reshape(1, -1, 1, 1)
+
+
+def _upsampled(x: Tensor, weight: Tensor, geometry: Geometry, extra: Pair) -> Pair:
+    """Returns the height and width of a transposed convolution's result."""
+    return [
+        (x.shape[2 + i] - 1) * geometry.stride[i]
+        - 2 * geometry.padding[i]
+        + geometry.dilation[i] * (weight.shape[2 + i] - 1)
+        + 1
+        + extra[i]
+        for i in range(2)
+    ]
 
 
 def _apply(x: Tensor, weight: Tensor, seen: Windows, groups: int) -> Tensor:
@@ -105,7 +118,7 @@ def _backward(*, is_frozen: bool) -> Decomposition:
             return NotImplemented
         geometry = Geometry(stride, padding, dilation, groups)
         compute = _input_gradient(weight, groups, is_frozen=is_frozen)
-        grad_x = compute(grad, x, weight, geometry) if mask[0] else None
+        grad_x = compute(grad, list(x.shape[2:]), weight, geometry) if mask[0] else None
         grad_weight = _weight_gradient(grad, x, weight, geometry) if mask[1] else None
         return grad_x, grad_weight, grad.sum([0, 2, 3]) if mask[2] else None
 
@@ -114,8 +127,8 @@ def _backward(*, is_frozen: bool) -> Decomposition:
 
 def _input_gradient(
     weight: Tensor, groups: int, *, is_frozen: bool
-) -> Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]:
-    """Returns how the input's gradient is best computed."""
+) -> Callable[[Tensor, Pair, Tensor, Geometry], Tensor]:
+    """Returns how the gradient of an input of some height and width is best computed."""
     if not is_frozen:
         return _by_windows
     if _is_depthwise(weight, groups):
@@ -124,29 +137,31 @@ def _input_gradient(
 
 
 def _by_transposed_convolution(
-    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry
+    grad: Tensor, sizes: Pair, weight: Tensor, geometry: Geometry
 ) -> Tensor:
     stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
     extra = []
     for i in range(2):
         span = dilation[i] * (weight.shape[2 + i] - 1) + 1
         reached = (grad.shape[2 + i] - 1) * stride[i] - 2 * padding[i] + span
-        extra.append(x.shape[2 + i] - reached)
+        extra.append(sizes[i] - reached)
     result: Tensor = _aten.convolution.default(
         grad, weight, None, stride, padding, dilation, True, extra, geometry.groups
     )
     return result
 
 
-def _by_flipped_filters(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    spread, dense = _spread(grad, x, weight.shape[2:], geometry)
+def _by_flipped_filters(
+    grad: Tensor, sizes: Pair, weight: Tensor, geometry: Geometry
+) -> Tensor:
+    spread, dense = _spread(grad, sizes, weight.shape[2:], geometry)
     return dense.convolve(spread, weight.flip([2, 3]))
 
 
-def _by_windows(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+def _by_windows(grad: Tensor, sizes: Pair, weight: Tensor, geometry: Geometry) -> Tensor:
     outputs, inner, *kernel = weight.shape
     groups = geometry.groups
-    spread, dense = _spread(grad, x, kernel, geometry)
+    spread, dense = _spread(grad, sizes, kernel, geometry)
     if _is_depthwise(weight, groups):
         return _weighted(taps(spread, kernel, dense, is_flipped=True), weight)
     by_group = weight.reshape(groups, outputs // groups, inner, *kernel).transpose(1, 2)
@@ -155,11 +170,11 @@ def _by_windows(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> 
 
 
 def _spread(
-    grad: Tensor, x: Tensor, kernel: Sequence[int], geometry: Geometry
+    grad: Tensor, sizes: Pair, kernel: Sequence[int], geometry: Geometry
 ) -> tuple[Tensor, Geometry]:
     """Puts zeros between the elements of a strided convolution's gradient.
 
-    Returns it with the convolution of stride one that takes it to the shape of x.
+    Returns it with the convolution of stride one that takes it to that height and width.
     """
     stride, dilation = geometry.stride, geometry.dilation
     pads = [dilation[i] * (kernel[i] - 1) - geometry.padding[i] for i in range(2)]
@@ -170,7 +185,7 @@ def _spread(
         grad = pad(grad.reshape(n, c, height, 1, width, 1), between)
         grad = grad.reshape(n, c, height * stride[0], width * stride[1])
     for i in range(2):
-        wanted = x.shape[2 + i] + dilation[i] * (kernel[i] - 1) - 2 * dense.padding[i]
+        wanted = sizes[i] + dilation[i] * (kernel[i] - 1) - 2 * dense.padding[i]
         grad = _resized(grad, 2 + i, max(0, -pads[i]), wanted)
     return grad, dense
 

@@ -91,6 +91,12 @@ def gelu(x: Tensor, approximate: str = "none") -> Any:
     return x * 0.5 * (inner.tanh() + 1.0)
 
 
+def elu(x: Tensor, alpha: float = 1.0, scale: float = 1.0, slope: float = 1.0) -> Tensor:
+    """Writes an exponential linear unit as its two halves, one of which is always zero."""
+    low = ((x.clamp(max=0.0) * slope).exp() - 1.0) * (alpha * scale)
+    return x.relu() * scale + low
+
+
 def binary(operator: Any) -> Decomposition:
     """Gives a number without dimensions one, and writes `alpha` as a product."""
 

@@ -28,6 +28,7 @@ _TABLE: Final[Mapping[Any, Decomposition]] = {
     _aten.mean.default: elementary.mean_to_one,
     _aten.pow.Tensor_Scalar: elementary.power,
     _aten.gelu.default: elementary.gelu,
+    _aten.elu.default: elementary.elu,
     _aten.add.Tensor: elementary.binary(torch.add),
     _aten.sub.Tensor: elementary.binary(torch.sub),
     _aten.mul.Tensor: elementary.binary(torch.mul),

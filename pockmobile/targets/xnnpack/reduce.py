@@ -127,9 +127,12 @@ def _as_graph_sees(
 def _softmax(emitter: Emitter, node: fx.Node) -> Operand:
     operand = emitter.operand(node.args[0])  # type: ignore[arg-type]
     assert isinstance(operand, Value)
+    rank = len(operand.order)
+    dim = int(node.args[1]) % rank  # type: ignore[arg-type]
     value = operand
-    if value.order[-1] != len(value.order) - 1:
-        value = emitter.in_order(value, identity(len(value.order)))
+    if value.order[-1] != dim:
+        others = (axis for axis in range(rank) if axis != dim)
+        value = emitter.in_order(value, (*others, dim))
     width = value.storage[-1]
     source, axes = emitter.rows(value, width)
     result = emitter.blob.value((*axes, width))

@@ -79,11 +79,6 @@ def _refuse_slice(node: fx.Node, constants: Container[fx.Node]) -> str | None:
     return None if step == 1 else "XNNPACK slices with a step of one only"
 
 
-def _refuse_softmax(node: fx.Node, constants: Container[fx.Node]) -> str | None:
-    is_last = int(node.args[1]) % len(shape_of(node)) == len(shape_of(node)) - 1  # type: ignore
-    return None if is_last else "XNNPACK takes a softmax over the last dimension only"
-
-
 def _refuse_pooling(node: fx.Node, constants: Container[fx.Node]) -> str | None:
     if any(user.args[1] != 0 for user in node.users):
         return "XNNPACK's max pooling does not tell where the maximum was"
@@ -116,7 +111,6 @@ def _refuse_addmm(node: fx.Node, constants: Container[fx.Node]) -> str | None:
 _CHECKS: Final[Mapping[Any, _Check]] = {
     _aten.convolution.default: _refuse_convolution,
     _aten.slice_copy.Tensor: _refuse_slice,
-    _aten._softmax.default: _refuse_softmax,
     _aten.max_pool2d_with_indices.default: _refuse_pooling,
     _aten.gelu.default: _refuse_gelu,
     _aten.add.Tensor: _refuse_scaled,

@@ -1,0 +1,116 @@
+"""Layers that have no joint graph of their own, in operators that have."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as func
+from torch import Tensor
+
+_aten = torch.ops.aten
+_conv2d: Any = func.conv2d
+
+
+def conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sequence[int] = (1,),
+    padding: str | Sequence[int] = (0,), dilation: Sequence[int] = (1,), groups: int = 1,
+) -> Tensor:  # fmt: skip
+    """Convolves along the last dimension, as a row of an image."""
+    planes, kernel = x.unsqueeze(-2), weight.unsqueeze(-2)
+    result: Tensor = _conv2d(
+        planes,
+        kernel,
+        bias,
+        (1, _single(stride)),
+        padding if isinstance(padding, str) else (0, _single(padding)),
+        (1, _single(dilation)),
+        groups,
+    )
+    return result.squeeze(-2)
+
+
+def conv_transpose1d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,), extra: Sequence[int] = (0,), groups: int = 1,
+    dilation: Sequence[int] = (1,),
+) -> Tensor:  # fmt: skip
+    """The same for a transposed convolution."""
+    result = func.conv_transpose2d(
+        x.unsqueeze(-2), weight.unsqueeze(-2), bias, (1, _single(stride)),
+        (0, _single(padding)), (0, _single(extra)), groups, (1, _single(dilation)),
+    )  # fmt: skip
+    return result.squeeze(-2)
+
+
+def bilinear(left: Tensor, right: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Returns sum_ij left_i weight_oij right_j for each output o."""
+    outputs, inner, other = weight.shape
+    flat = weight.permute(1, 0, 2).reshape(inner, outputs * other)
+    mixed = (left @ flat).reshape(*left.shape[:-1], outputs, other)
+    result = (mixed * right.unsqueeze(-2)).sum(-1)
+    return result if bias is None else result + bias
+
+
+def weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
+    """Returns vectors of these directions and lengths; the vectors lie across `dim`."""
+    others = [axis for axis in range(direction.dim()) if axis != dim % direction.dim()]
+    return direction * (length / (direction * direction).sum(others, keepdim=True).sqrt())
+
+
+def embedding_bag(
+    table: Tensor, indices: Tensor, offsets: Tensor, scale_grad_by_freq: bool = False,
+    mode: int = 0, sparse: bool = False, weights: Tensor | None = None,
+    include_last_offset: bool = False, padding_idx: int | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Sums, averages or takes the maxima of a table's rows, by bags.
+
+    A matrix says which row lies in which bag, so that bags of any sizes are one product; where
+    all have the same size, as for a matrix of indices, it is a constant.
+    """
+    rows = func.embedding(indices, table)
+    starts = offsets[:-1] if include_last_offset else offsets
+    ends = torch.cat([starts[1:], torch.full_like(starts[:1], len(indices))])
+    places = torch.arange(len(indices), device=indices.device)
+    inside = (places >= starts.unsqueeze(1)) & (places < ends.unsqueeze(1))
+    member = inside.to(table.dtype)
+    if padding_idx is not None:
+        member = member * (indices != padding_idx % len(table)).to(table.dtype)
+    bags = _bags(rows, member, mode, weights)
+    # What PyTorch's own gradient would read, and nothing else.
+    return bags, indices, offsets, offsets
+
+
+def _bags(rows: Tensor, member: Tensor, mode: int, weights: Tensor | None) -> Tensor:
+    if mode == _MAX:
+        beyond = (1.0 - member).unsqueeze(-1) * _ABSENT
+        largest = (rows + beyond).amax(1)
+        return largest * member.amax(1, keepdim=True)
+    total = (member if weights is None else member * weights) @ rows
+    return total / member.sum(1, keepdim=True).clamp(min=1.0) if mode == _MEAN else total
+
+
+def rrelu(
+    x: Tensor, low: float = 1 / 8, high: float = 1 / 3, training: bool = False, *_: Any
+) -> Tensor:
+    """Has the mean of the random slopes, as in evaluation mode."""
+    return func.leaky_relu(x, (low + high) / 2.0)
+
+
+def _single(numbers: int | Sequence[int]) -> int:
+    return numbers if isinstance(numbers, int) else numbers[0]
+
+
+_MEAN, _MAX = 1, 2
+_ABSENT: Final = -1e30
+
+PLAIN: Final[Mapping[Any, Callable[..., Any]]] = {
+    _aten.conv1d.default: conv1d,
+    _aten.conv1d.padding: conv1d,
+    _aten.conv_transpose1d.default: conv_transpose1d,
+    _aten.bilinear.default: bilinear,
+    _aten._weight_norm.default: weight_norm,
+    _aten.embedding_bag.default: embedding_bag,
+    _aten.embedding_bag.padding_idx: embedding_bag,
+    _aten.rrelu.default: rrelu,
+}
+"""Operators of the forward pass and what is traced in their place."""

@@ -1,0 +1,164 @@
+"""Writes docs/coverage.md: every layer and loss of the table, trained on every target.
+
+Results are kept as they come, so a run that was stopped goes on where it was:
+    python scripts/coverage.py --cache build/coverage.jsonl --jobs 2
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Final
+
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pockmobile.errors import UnsupportedOperatorError
+from pockmobile.targets import TARGETS
+from tests.layer_cases import NUM_STEPS, TOLERANCE, layer_subject, loss_subject, train
+from tests.layers import FAMILIES, REFUSED
+from tests.losses import LOSSES
+
+_ROOT: Final = Path(__file__).resolve().parent.parent
+_DOCUMENT: Final = _ROOT / "docs" / "coverage.md"
+_LOSSES: Final = "losses"
+_REFUSED: Final = "refused"
+_SECTIONS: Final[Mapping[str, Iterable[str]]] = {
+    **FAMILIES,
+    _LOSSES: LOSSES,
+    _REFUSED: REFUSED,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A layer or loss on a target: what training it came to, or why it is refused."""
+
+    family: str
+    name: str
+    target: str
+    error: float = 0.0
+    share_delegated: float = 0.0
+    num_partitions: int = 0
+    planned_bytes: int = 0
+    outside: tuple[str, ...] = ()
+    refusal: str = ""
+
+    @property
+    def trains(self) -> bool:
+        """Whether it follows eager PyTorch."""
+        return not self.refusal and self.error <= TOLERANCE
+
+
+def main() -> int:
+    """Runs what is missing and writes the document; 1 if anything trains as it should not."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cache", type=Path, required=True, help="results, JSON lines")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
+    parser.add_argument("-o", "--output", type=Path, default=_DOCUMENT, help="the document")
+    arguments = parser.parse_args()
+    rows = _read(arguments.cache)
+    wanted = [
+        (family, name, target)
+        for family, names in _SECTIONS.items()
+        for name in names
+        for target in TARGETS
+    ]
+    arguments.cache.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool,
+        arguments.cache.open("a", encoding="utf-8") as file,
+    ):
+        futures = {pool.submit(_run, *key): key for key in wanted if key not in rows}
+        for future in tqdm(as_completed(futures), total=len(futures), disable=None):
+            rows[futures[future]] = future.result()
+            print(json.dumps(asdict(future.result())), file=file, flush=True)
+    found = [rows[key] for key in wanted]
+    arguments.output.write_text(render(found), encoding="utf-8")
+    wrong = [row for row in found if row.trains == (row.family == _REFUSED)]
+    for row in wrong:
+        print(f"{row.name} on {row.target}: {row.refusal or f'error {row.error:.1e}'}")
+    return 1 if wrong else 0
+
+
+def render(rows: Iterable[Row]) -> str:
+    """Returns the document."""
+    rows = list(rows)
+    lines = [
+        "# What trains",
+        "",
+        "Made by `scripts/coverage.py`; do not edit. Each layer stands between two linear",
+        "layers, and all are trained by SGD at random weights on fresh batches. After each of",
+        f"{NUM_STEPS} steps the updates so far, the losses, and at the end a prediction, are",
+        "compared with eager PyTorch's: the error is the largest difference relative to the",
+        f"largest update of that tensor, and at most {TOLERANCE:g} where a layer *trains*.",
+        "Delegated is the share of a step's operators; about 17 of those outside are the",
+        "loss's, whatever the layer. What the layer itself leaves outside is named.",
+    ]
+    for family in dict.fromkeys(row.family for row in rows):
+        lines += ["", f"## {family.capitalize()}", ""]
+        of_family = [row for row in rows if row.family == family]
+        lines += _refusals(of_family) if family == _REFUSED else _table(of_family)
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: list[Row]) -> list[str]:
+    lines = [
+        "| | target | trains | error | delegated | partitions | planned | outside |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [row.name, row.target, "yes" if row.trains else "**no**"]
+        cells += [row.refusal] if row.refusal else _figures(row)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _figures(row: Row) -> list[str]:
+    planned = f"{row.planned_bytes / 1000:.1f} kB"
+    if row.target == "portable":
+        return [f"{row.error:.0e}", "", "", planned, ""]
+    outside = ", ".join(name.removeprefix("aten.") for name in row.outside)
+    share = f"{100 * row.share_delegated:.0f} %"
+    return [f"{row.error:.0e}", share, str(row.num_partitions), planned, outside]
+
+
+def _refusals(rows: list[Row]) -> list[str]:
+    messages = {row.name: row.refusal for row in rows}
+    return [f"- {name}: {message}" for name, message in messages.items()]
+
+
+def _run(family: str, name: str, target: str) -> Row:
+    torch.set_num_threads(1)
+    subject = loss_subject(name) if family == _LOSSES else layer_subject(name)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            outcome = train(subject, target, Path(folder))
+    except UnsupportedOperatorError as error:
+        # Lines of this computer's files say nothing to readers.
+        message = str(error).replace(f"{_ROOT}/", "")
+        return Row(family, name, target, refusal=message)
+    return Row(family, name, target, **asdict(outcome))
+
+
+def _read(path: Path) -> dict[tuple[str, str, str], Row]:
+    if not path.exists():
+        return {}
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {
+        (record["family"], record["name"], record["target"]): Row(
+            **{**record, "outside": tuple(record["outside"])}
+        )
+        for record in records
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
