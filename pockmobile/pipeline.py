@@ -12,14 +12,13 @@ def pruning(plan: UpdatePlan) -> Sequence[p.Pass]:
     return [p.Canonicalize(), p.ApplyPlan(plan), p.Prune()]
 
 
-def simplification(target: Target) -> Sequence[p.Pass]:
-    """Rewrites plain ATen into less of it."""
+def simplification() -> Sequence[p.Pass]:
+    """Rewrites plain ATen into less of it, whatever the target."""
     return [
         p.FoldConstants(),
         p.RemoveNoops(),
         p.EliminateCommon(),
         p.ScatterLast(),
-        p.SumRows(target.views),
         p.FoldScale(),
         p.MaskFromOutput(),
     ]
@@ -38,4 +37,4 @@ def cleaning() -> Sequence[p.Pass]:
 
 def rewriting(target: Target) -> Sequence[p.Pass]:
     """From plain ATen to the target's operators."""
-    return [*simplification(target), *target.passes(), *cleaning()]
+    return [*simplification(), *target.passes(), *cleaning()]

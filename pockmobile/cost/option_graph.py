@@ -48,7 +48,7 @@ def option_graph(joint: JointGraph, space: UpdateSpace, target: Target) -> Optio
         p.RemoveNoops(),
         p.SplitOneHot(),
         p.NarrowGradients(),
-        *simplification(target),
+        *simplification(),
         *own,
         p.EliminateCommon(),
     ]

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from pockmobile.graph import JointGraph
 from pockmobile.graph.joint import constant_value
-from pockmobile.passes import Decompose, Pass
+from pockmobile.passes import Decompose, Pass, SumRows
 from pockmobile.passes.decompose import Decomposition
 from pockmobile.targets.base import LoweredMethod, Outside, Target
 
@@ -25,7 +25,10 @@ class Portable(Target):
 
     def passes(self) -> Sequence[Pass]:
         """Returns what writes the masks of backward operators, and what has no kernel."""
-        return (Decompose("portable", lambda node: _TABLE.get(node.target)),)
+        return (
+            SumRows(self.views),
+            Decompose("portable", lambda node: _TABLE.get(node.target)),
+        )
 
     def delegates(self, node: fx.Node, constants: Container[fx.Node]) -> bool:
         """Nothing is delegated."""

@@ -17,6 +17,7 @@ from pockmobile.passes import (
     FoldConstants,
     GatherLogSoftmax,
     Pass,
+    SumRows,
 )
 from pockmobile.targets.base import LoweredMethod, Outside, Target
 from pockmobile.targets.delegate import insert_delegates
@@ -48,6 +49,7 @@ class Xnnpack(Target):
     def passes(self) -> Sequence[Pass]:
         """Returns the rewrites into XNNPACK's operators."""
         return (
+            SumRows(self.views),
             GatherLogSoftmax(),
             FlattenSoftmax(),
             Decompose("xnnpack", select),
