@@ -67,7 +67,7 @@ def compile(
     plan: str | Path | UpdatePlan = "full",
     optimizer: Optimizer | None = None,
     clip_norm: float | None = None,
-    target: str = "xnnpack",
+    target: str | Target = "xnnpack",
     predict_batch_size: int = 1,
     split: bool = False,
     frozen_weights: str = "fp32",
@@ -89,7 +89,8 @@ def compile(
         optimizer: `SGD` (the default), `Momentum`, `AdamW` or `Lion`; the learning rate is
             an input of each step.
         clip_norm: the joint norm to which gradients are clipped, if any.
-        target: `xnnpack` or `portable`.
+        target: `xnnpack`, `qnn` or `portable`, or a target with options of its own, like
+            `Qnn(soc="SM8550")`.
         predict_batch_size: the batch of `predict`; a model or an archive that takes the
             example's batch alone keeps that.
         split: adds a method `encode` for what comes before the first layer that learns, so
@@ -120,7 +121,9 @@ def compile(
     output = model_output(forward, forward.inputs)
     targets = named_targets(example_targets, chosen_loss, output)
     progress("capture the joint graph")
-    joint = capture_joint(forward, forward.inputs, targets, chosen_loss)
+    num_terms = max(target.numel() for target in targets.values())
+    loss_scale = chosen_target.loss_scale(num_terms)
+    joint = capture_joint(forward, forward.inputs, targets, chosen_loss, loss_scale=loss_scale)
     progress("capture predict")
     small = _resized(model, whole, example_args, example_kwargs, predict_batch_size)
     others = {"predict": capture_predict(small, small.inputs)}
@@ -130,15 +133,19 @@ def compile(
         plan=_checked(resolved, forward, joint),
         optimizer=optimizer or SGD(),
         clip_norm=clip_norm,
+        loss_scale=loss_scale,
         target=chosen_target,
     )
     rewritten = _rewrite(joint, others, recipe, progress)
     progress("lower")
-    lowered = {method: chosen_target.lower(g) for method, g in rewritten.graphs.items()}
+    lowered = {
+        method: chosen_target.lower(graph, method=method)
+        for method, graph in rewritten.graphs.items()
+    }
     description = Description(
         name=name or type(model).__name__,
         sha256=_weights_sha256(whole),
-        target=target,
+        target=chosen_target.name,
         frozen_weights=frozen_weights,
         methods={m: MethodDescription(g, lowered[m]) for m, g in rewritten.graphs.items()},
         input_limits=_input_limits([joint, *others.values()]),
@@ -163,6 +170,7 @@ class _Recipe:
     plan: UpdatePlan
     optimizer: Optimizer
     clip_norm: float | None
+    loss_scale: float
     target: Target
 
 
@@ -188,6 +196,7 @@ def _rewrite(
     train, rest = p.run_passes(
         pruned,
         [
+            p.Unscale(recipe.loss_scale),
             p.AppendOptimizer(recipe.optimizer, recipe.clip_norm),
             p.Canonicalize(),
             p.RemoveNoops(),

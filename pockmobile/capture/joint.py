@@ -54,9 +54,16 @@ class _TracedInterpreter(ForwardInterpreter):
 
 
 def capture_joint(
-    forward: Forward, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], loss: Loss
+    forward: Forward,
+    inputs: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    loss: Loss,
+    *,
+    loss_scale: float = 1.0,
 ) -> JointGraph:
     """Returns the joint graph for inputs and targets of these shapes.
+
+    Its gradients are those of the loss times `loss_scale`.
 
     Its inputs are all parameters, all buffers, the inputs and the targets; its outputs the
     loss (float32 []), the metrics, and a gradient for each parameter that influences the loss.
@@ -76,7 +83,9 @@ def capture_joint(
             names = [name for name in forward.parameters if tensors[name].requires_grad]
             with explaining_gradients():
                 grads = torch.autograd.grad(
-                    result.loss, [tensors[name] for name in names], allow_unused=True
+                    result.loss * loss_scale if loss_scale != 1.0 else result.loss,
+                    [tensors[name] for name in names],
+                    allow_unused=True,
                 )
         pairs = zip(names, grads, strict=True)
         return (

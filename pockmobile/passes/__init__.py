@@ -17,6 +17,7 @@ from pockmobile.passes.remove_noops import RemoveNoops
 from pockmobile.passes.reorder_for_memory import ReorderForMemory
 from pockmobile.passes.scatter_last import ScatterLast
 from pockmobile.passes.split_one_hot import SplitOneHot
+from pockmobile.passes.unscale import Unscale
 
 __all__ = [
     "AppendOptimizer",
@@ -38,5 +39,6 @@ __all__ = [
     "ReorderForMemory",
     "ScatterLast",
     "SplitOneHot",
+    "Unscale",
     "run_passes",
 ]

@@ -10,6 +10,7 @@ import torch
 from executorch.extension.pybindings import portable_lib
 from executorch.runtime import Program, Runtime, Verification
 
+from pockmobile import qualcomm
 from pockmobile.artifact.manifest import Manifest, Method, StateEntry, Tensor
 from pockmobile.artifact.program import check_program
 from pockmobile.errors import ArtifactError, UsageError
@@ -45,6 +46,7 @@ class LoadedProgram:
 
         Raises:
             ArtifactError: the file is missing, damaged, or not written by pockmobile.
+            MissingLibraryError: it needs Qualcomm's libraries, which are missing.
         """
         file = check_program(path)
         self.path: Final[Path] = file.path
@@ -60,6 +62,9 @@ class LoadedProgram:
             self.manifest: Final[Manifest] = Manifest.from_json(text)
         except ArtifactError as error:
             raise ArtifactError(f"{self.path}: {error}") from error
+        if self.manifest.target == "qnn":
+            # The runtime looks for them when it loads a method.
+            qualcomm.load_libraries()
         self._check_methods()
         _open.add(self)
 

@@ -23,6 +23,19 @@ class Outside:
 
 @final
 @dataclass(frozen=True)
+class DelegateInfo:
+    """A compiled delegate: its backend, its bytes in the file, and what it computes.
+
+    `operators` counts the graph's operators inside by name.
+    """
+
+    backend: str
+    num_bytes: int
+    operators: Mapping[str, int]
+
+
+@final
+@dataclass(frozen=True)
 class LoweredMethod:
     """A module that `torch.export` can take, whose delegates are already compiled.
 
@@ -38,6 +51,7 @@ class LoweredMethod:
     outside: tuple[Outside, ...]
     frozen: Mapping[str, int]
     memory: Sequence[tuple[int, str]] = ()
+    delegates: Sequence[DelegateInfo] = ()
 
     @property
     def workspace_bytes(self) -> int:
@@ -52,6 +66,10 @@ class Target(ABC):
     views: frozenset[Any]
     """The operators whose result lies where their input lies: they move nothing."""
 
+    def loss_scale(self, num_terms: int) -> float:
+        """Returns by what the gradients of a mean of `num_terms` are scaled on their way."""
+        return 1.0
+
     @abstractmethod
     def passes(self) -> Sequence[Pass]:
         """Returns the passes that write the graph in the target's own operators, in order."""
@@ -61,5 +79,5 @@ class Target(ABC):
         """Whether a delegate takes an operator, of whose inputs `constants` are frozen."""
 
     @abstractmethod
-    def lower(self, graph: JointGraph) -> LoweredMethod:
-        """Returns the graph with its delegates compiled."""
+    def lower(self, graph: JointGraph, *, method: str = "forward") -> LoweredMethod:
+        """Returns the graph with its delegates compiled, as `method` of a program."""

@@ -31,7 +31,7 @@ class Portable(Target):
         """Nothing is delegated."""
         return False
 
-    def lower(self, graph: JointGraph) -> LoweredMethod:
+    def lower(self, graph: JointGraph, *, method: str = "forward") -> LoweredMethod:
         """Returns the graph itself: nothing is delegated."""
         calls = [node for node in graph.nodes if node.op == "call_function"]
         outside = tuple(

@@ -8,7 +8,6 @@ import torch
 from torch import fx
 
 from pockmobile.graph import JointGraph
-from pockmobile.graph.rewrite import MODULE_KEY
 from pockmobile.passes import (
     Canonicalize,
     Decompose,
@@ -18,10 +17,8 @@ from pockmobile.passes import (
     GatherLogSoftmax,
     Pass,
 )
-from pockmobile.targets.base import LoweredMethod, Outside, Target
-from pockmobile.targets.delegate import insert_delegates
-from pockmobile.targets.partition import constant_tensors, partition
-from pockmobile.targets.portable import hash_and_size
+from pockmobile.targets.base import LoweredMethod, Target
+from pockmobile.targets.delegate import lower_delegates
 from pockmobile.targets.rewrites.convolutions import select_convolution
 from pockmobile.targets.xnnpack.decompositions import select
 from pockmobile.targets.xnnpack.delegate import compiler
@@ -62,25 +59,8 @@ class Xnnpack(Target):
         """Whether XNNPACK takes an operator, of whose inputs `constants` are frozen."""
         return refusal(node, constants) is None
 
-    def lower(self, graph: JointGraph) -> LoweredMethod:
+    def lower(self, graph: JointGraph, *, method: str = "forward") -> LoweredMethod:
         """Returns the graph with its delegates compiled."""
-        constants = constant_tensors(graph)
-        cut = partition(graph, constants, refusal)
-        delegated = insert_delegates(
-            graph, cut, constants, compiler(constants, self.frozen_weights)
-        )
-        outside = tuple(
-            Outside(str(node.target), node.meta.get(MODULE_KEY, ""), reason)
-            for node, reason in cut.refusals.items()
-            if "getitem" not in str(node.target)
-        )
-        used = {str(name) for name, _ in delegated.module.named_buffers()}
-        frozen = dict(hash_and_size(delegated.module.get_buffer(name)) for name in used)
-        return LoweredMethod(
-            delegated.module,
-            len(cut.delegates),
-            sum(len(group) for group in cut.delegates),
-            outside,
-            {**frozen, **delegated.constant_bytes},
-            delegated.memory,
+        return lower_delegates(
+            graph, refusal, lambda constants: compiler(constants, self.frozen_weights)
         )
