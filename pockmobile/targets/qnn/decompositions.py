@@ -6,15 +6,44 @@ from typing import Any, Final
 import torch
 from torch import Tensor, fx
 
+from pockmobile.graph.rewrite import shape_of
 from pockmobile.passes.decompose import Decomposition
 from pockmobile.targets.rewrites import elementary, pads, rank
+from pockmobile.targets.rewrites.convolutions import is_constant
 
 _aten = torch.ops.aten
 
 
 def select(node: fx.Node) -> Decomposition | None:
     """Returns the decomposition of a node, if QNN needs one."""
+    if is_dilated_depthwise(node) and is_constant(node.args[1]):
+        return _dense
     return _TABLE.get(node.target)
+
+
+def is_dilated_depthwise(node: fx.Node) -> bool:
+    """Whether it is a dilated convolution of each channel into several: QNN gets it wrong."""
+    if node.target is not _aten.convolution.default:
+        return False
+    weight, (dilation, is_transposed, _, groups) = node.args[1], node.args[5:9]
+    outputs, inner = shape_of(weight)[:2]  # type: ignore[arg-type]
+    is_depthwise = inner == 1 and outputs > groups > 1 and not is_transposed  # type: ignore
+    return is_depthwise and max(dilation) > 1  # type: ignore[type-var, arg-type]
+
+
+def _dense(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any,
+    dilation: list[int], *rest: Any,
+) -> Tensor:  # fmt: skip
+    """Puts zeros between the taps of the kernel, which is a constant."""
+    outputs, inner, high, wide = weight.shape
+    down, right = dilation
+    between = (0, right - 1, 0, 0, 0, down - 1)
+    apart = torch.nn.functional.pad(weight.reshape(outputs, inner, high, 1, wide, 1), between)
+    spread = apart.reshape(outputs, inner, high * down, wide * right)
+    kernel = spread[:, :, : (high - 1) * down + 1, : (wide - 1) * right + 1]
+    result: Tensor = _aten.convolution(x, kernel, bias, stride, padding, [1, 1], *rest)
+    return result
 
 
 def _addmm(bias: Tensor, left: Tensor, right: Tensor, **scales: float) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from pockmobile.graph.rewrite import shape_of
+from pockmobile.targets.qnn.decompositions import is_dilated_depthwise
 from pockmobile.targets.rewrites.pads import is_symmetric
 
 _aten = torch.ops.aten
@@ -94,6 +95,8 @@ def _refuse_convolution(node: fx.Node, constants: Container[fx.Node]) -> str | N
     weight, bias = node.args[1:3]
     if weight not in constants or (bias is not None and bias not in constants):
         return "QNN holds a convolution's weight and bias, so they must be frozen"
+    if is_dilated_depthwise(node):
+        return "QNN gets a dilated convolution of each channel into several wrong"
     return None if len(shape_of(node)) == 4 else "QNN takes 2-D convolutions only"
 
 

@@ -60,7 +60,8 @@ class Qnn(Target):
             EliminateCommon(),
             Decompose("convolutions", select_convolution),
             Canonicalize(),
-            # What the convolutions were written in.
+            # What the convolutions were written in, and the filters that gather windows.
+            FoldConstants(),
             Decompose("qnn", select),
         )
 
