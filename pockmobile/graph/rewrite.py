@@ -14,6 +14,9 @@ from pockmobile.graph.joint import add_constant, fake_like
 MODULE_KEY: Final = "module"
 """Where a node keeps the path of the module that it came from, for reports."""
 
+OPTIMIZER: Final = "(optimizer)"
+"""The path of what belongs to no module but to the optimizer; no module can have it."""
+
 
 _FACTORIES: Final = (torch.ops.aten.full.default, torch.ops.aten.scalar_tensor.default)
 

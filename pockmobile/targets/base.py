@@ -23,6 +23,19 @@ class Outside:
 
 @final
 @dataclass(frozen=True)
+class DelegateInfo:
+    """A compiled delegate: its backend, its bytes in the file, and what it computes.
+
+    `operators` counts the graph's operators inside by name.
+    """
+
+    backend: str
+    num_bytes: int
+    operators: Mapping[str, int]
+
+
+@final
+@dataclass(frozen=True)
 class LoweredMethod:
     """A module that `torch.export` can take, whose delegates are already compiled.
 
@@ -38,6 +51,7 @@ class LoweredMethod:
     outside: tuple[Outside, ...]
     frozen: Mapping[str, int]
     memory: Sequence[tuple[int, str]] = ()
+    delegates: Sequence[DelegateInfo] = ()
 
     @property
     def workspace_bytes(self) -> int:
@@ -49,8 +63,14 @@ class Target(ABC):
     """Where a program runs: its decompositions, and how its operators are lowered."""
 
     name: str
+    gradient_scale: float | None
+    """What gradients are multiplied by while they are computed in float16; None in float32."""
     views: frozenset[Any]
     """The operators whose result lies where their input lies: they move nothing."""
+
+    @abstractmethod
+    def options(self) -> Mapping[str, object]:
+        """Returns what was chosen for the target, as the manifest tells it."""
 
     @abstractmethod
     def passes(self) -> Sequence[Pass]:
