@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from pockmobile.planner import find_plan
     from pockmobile.search import Budget
     from pockmobile.session import Session
+    from pockmobile.targets.coreml import CoreML
 
 _HOMES: Final = {
     "AdamW": "pockmobile.optim",
     "Budget": "pockmobile.search",
+    "CoreML": "pockmobile.targets.coreml",
     "Lion": "pockmobile.optim",
     "Momentum": "pockmobile.optim",
     "Program": "pockmobile.compiler",
@@ -29,6 +31,7 @@ __all__ = [
     "SGD",
     "AdamW",
     "Budget",
+    "CoreML",
     "Lion",
     "Momentum",
     "Program",

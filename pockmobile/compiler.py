@@ -31,7 +31,7 @@ from pockmobile.errors import ModelError
 from pockmobile.graph import JointGraph, Role
 from pockmobile.loss import Loss, resolve_loss
 from pockmobile.optim import SGD, Optimizer
-from pockmobile.pipeline import pruning, rewriting
+from pockmobile.pipeline import pruning, rewriting, rounding
 from pockmobile.plan import UpdatePlan, check_plan, resolve_plan
 from pockmobile.targets import Target, lower_program, resolve_target
 
@@ -89,8 +89,8 @@ def compile(
         optimizer: `SGD` (the default), `Momentum`, `AdamW` or `Lion`; the learning rate is
             an input of each step.
         clip_norm: the joint norm to which gradients are clipped, if any.
-        target: `xnnpack`, `qnn` or `portable`, or a target with options of its own, like
-            `Qnn(soc="SM8550")`.
+        target: `xnnpack`, `coreml`, `qnn` or `portable`, or a target with options of its own,
+            like `CoreML(precision="fp16")` or `Qnn(soc="SM8550")`.
         predict_batch_size: the batch of `predict`; a model or an archive that takes the
             example's batch alone keeps that.
         split: adds a method `encode` for what comes before the first layer that learns, so
@@ -121,9 +121,13 @@ def compile(
     output = model_output(forward, forward.inputs)
     targets = named_targets(example_targets, chosen_loss, output)
     progress("capture the joint graph")
-    num_terms = max(target.numel() for target in targets.values())
-    loss_scale = chosen_target.loss_scale(num_terms)
-    joint = capture_joint(forward, forward.inputs, targets, chosen_loss, loss_scale=loss_scale)
+    joint = capture_joint(
+        forward,
+        forward.inputs,
+        targets,
+        chosen_loss,
+        gradient_scale=chosen_target.gradient_scale,
+    )
     progress("capture predict")
     small = _resized(model, whole, example_args, example_kwargs, predict_batch_size)
     others = {"predict": capture_predict(small, small.inputs)}
@@ -133,7 +137,6 @@ def compile(
         plan=_checked(resolved, forward, joint),
         optimizer=optimizer or SGD(),
         clip_norm=clip_norm,
-        loss_scale=loss_scale,
         target=chosen_target,
     )
     rewritten = _rewrite(joint, others, recipe, progress)
@@ -145,7 +148,7 @@ def compile(
     description = Description(
         name=name or type(model).__name__,
         sha256=_weights_sha256(whole),
-        target=chosen_target.name,
+        target=chosen_target,
         frozen_weights=frozen_weights,
         methods={m: MethodDescription(g, lowered[m]) for m, g in rewritten.graphs.items()},
         input_limits=_input_limits([joint, *others.values()]),
@@ -170,7 +173,6 @@ class _Recipe:
     plan: UpdatePlan
     optimizer: Optimizer
     clip_norm: float | None
-    loss_scale: float
     target: Target
 
 
@@ -196,7 +198,7 @@ def _rewrite(
     train, rest = p.run_passes(
         pruned,
         [
-            p.Unscale(recipe.loss_scale),
+            *rounding(recipe.target),
             p.AppendOptimizer(recipe.optimizer, recipe.clip_norm),
             p.Canonicalize(),
             p.RemoveNoops(),

@@ -30,6 +30,7 @@ from pockmobile.options.common import (
     optimizer_of,
     write_text,
 )
+from pockmobile.options.targets import TARGETS, add_coreml_options, check_target, target_of
 from pockmobile.plan import PRESET_SYNTAX
 
 # torch takes seconds to import: arguments are parsed before, and --help needs none of it.
@@ -50,6 +51,7 @@ examples:
   pockmobile export model.pt2 --plan last:2
   pockmobile export weights.safetensors --model my.models:make_net --input-shape 3,224,224
   pockmobile export lm.pt2 --loss next_token --optimizer adamw --weight-decay 0.01
+  pockmobile export model.pt2 --target coreml --precision fp16
   pockmobile export model.pt2 --plan auto --data train.safetensors --memory-budget 24MB"""
 _AUTO: Final = "auto"
 
@@ -96,7 +98,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "int4 takes less memory and more time than int8, for linear layers; by about 2 %% "
         "(default: fp32)",
     )
-    add_training_options(training)
+    add_training_options(training, TARGETS)
+    add_coreml_options(parser.add_argument_group("with --target coreml"))
     add_optimizer_options(parser.add_argument_group("optimizer"))
     auto = parser.add_argument_group("with --plan auto")
     add_task_options(auto)
@@ -135,6 +138,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.input_shape and options.example_inputs:
         raise UsageError("--input-shape and --example-inputs exclude each other; give one")
     constants(options)
+    check_target(options)
     if options.frozen_weights != "fp32" and options.target != "xnnpack":
         raise UsageError(
             f"--frozen-weights {options.frozen_weights} needs --target xnnpack, found "
@@ -149,6 +153,11 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _check_auto(options: argparse.Namespace) -> None:
+    if options.target == "coreml":
+        raise UsageError(
+            "--plan auto knows what layers cost on xnnpack and portable, found --target "
+            "coreml; find the plan with `analyze`, then give the file that it writes"
+        )
     if options.input_shape or options.example_inputs:
         raise UsageError(
             "--plan auto takes its examples from --data; leave --input-shape and "
@@ -230,7 +239,7 @@ def _compile(
         plan=plan,
         optimizer=optimizer_of(options),
         clip_norm=options.clip_norm,
-        target=options.target,
+        target=target_of(options),
         predict_batch_size=options.predict_batch_size,
         split=options.split,
         frozen_weights=options.frozen_weights,

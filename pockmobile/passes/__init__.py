@@ -15,9 +15,9 @@ from pockmobile.passes.narrow_gradients import NarrowGradients
 from pockmobile.passes.prune import Prune
 from pockmobile.passes.remove_noops import RemoveNoops
 from pockmobile.passes.reorder_for_memory import ReorderForMemory
+from pockmobile.passes.round_gradients import RoundGradients, computed_in_half
 from pockmobile.passes.scatter_last import ScatterLast
 from pockmobile.passes.split_one_hot import SplitOneHot
-from pockmobile.passes.unscale import Unscale
 
 __all__ = [
     "AppendOptimizer",
@@ -37,8 +37,9 @@ __all__ = [
     "Prune",
     "RemoveNoops",
     "ReorderForMemory",
+    "RoundGradients",
     "ScatterLast",
     "SplitOneHot",
-    "Unscale",
+    "computed_in_half",
     "run_passes",
 ]

@@ -68,6 +68,22 @@ class LoadedProgram:
         self._check_methods()
         _open.add(self)
 
+    def check_backends(self) -> None:
+        """Checks that the runtime has what the program's delegates need.
+
+        Raises:
+            UsageError: it has not.
+        """
+        known = self._runtime.backend_registry.registered_backend_names
+        missing = [name for name in self.manifest.backends if name not in known]
+        if missing:
+            raise UsageError(
+                f"{self.path} is for target {self.manifest.target} and runs on "
+                f"{', '.join(missing)}, which this machine's ExecuTorch has not (it has "
+                f"{', '.join(sorted(known)) or 'none'}); run it on a device that has it, or "
+                "export for xnnpack"
+            )
+
     def release(self) -> None:
         """Frees the memory of all methods; each is loaded again at its next call."""
         self._program = self._load()

@@ -6,6 +6,7 @@ from typing import Final, cast, get_args
 
 from pockmobile.errors import UsageError, nearest
 from pockmobile.targets.base import Target
+from pockmobile.targets.coreml import CoreML
 from pockmobile.targets.executorch import lower_program
 from pockmobile.targets.portable import Portable
 from pockmobile.targets.qnn import Qnn
@@ -13,19 +14,27 @@ from pockmobile.targets.xnnpack import Xnnpack
 from pockmobile.targets.xnnpack.quantize import Precision
 
 TARGETS: Final[Mapping[str, Target]] = {
-    target.name: target for target in (Portable(), Qnn(), Xnnpack())
+    target.name: target for target in (Portable(), Xnnpack(), CoreML(), Qnn())
 }
 
 FROZEN_WEIGHTS: Final = get_args(Precision)
 
-__all__ = ["FROZEN_WEIGHTS", "TARGETS", "Qnn", "Target", "lower_program", "resolve_target"]
+__all__ = [
+    "FROZEN_WEIGHTS",
+    "TARGETS",
+    "CoreML",
+    "Qnn",
+    "Target",
+    "lower_program",
+    "resolve_target",
+]
 
 
 def resolve_target(target: str | Target, frozen_weights: str = "fp32") -> Target:
     """Returns the target of that name, or the target itself.
 
     Args:
-        target: `xnnpack`, `qnn` or `portable`, or one with options of its own.
+        target: `xnnpack`, `coreml`, `qnn` or `portable`, or one with options of its own.
         frozen_weights: `fp32`, or `int8` or `int4` where products may hold frozen weights so.
 
     Raises:

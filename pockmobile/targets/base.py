@@ -63,12 +63,14 @@ class Target(ABC):
     """Where a program runs: its decompositions, and how its operators are lowered."""
 
     name: str
+    gradient_scale: float | None
+    """What gradients are multiplied by while they are computed in float16; None in float32."""
     views: frozenset[Any]
     """The operators whose result lies where their input lies: they move nothing."""
 
-    def loss_scale(self, num_terms: int) -> float:
-        """Returns by what the gradients of a mean of `num_terms` are scaled on their way."""
-        return 1.0
+    @abstractmethod
+    def options(self) -> Mapping[str, object]:
+        """Returns what was chosen for the target, as the manifest tells it."""
 
     @abstractmethod
     def passes(self) -> Sequence[Pass]:

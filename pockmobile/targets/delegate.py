@@ -170,7 +170,7 @@ class _Writer:
 
 def _info(compiled: Compiled, nodes: Sequence[fx.Node]) -> DelegateInfo:
     data = compiled.named_data.buffers if compiled.named_data else []
-    num_bytes = len(compiled.blob) + sum(len(item.buffer) for item in data)
+    num_bytes = len(compiled.blob) + sum(map(len, data))
     names = [str(node.target) for node in nodes if node.target is not operator.getitem]
     return DelegateInfo(compiled.backend, num_bytes, dict(sorted(Counter(names).items())))
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, fx
 
-from pockmobile.graph.rewrite import shape_of
+from pockmobile.graph.rewrite import arguments, shape_of
 from pockmobile.passes.decompose import Decomposition
 from pockmobile.targets.rewrites import elementary, pads, rank
 from pockmobile.targets.rewrites.convolutions import is_constant
@@ -25,10 +25,10 @@ def is_dilated_depthwise(node: fx.Node) -> bool:
     """Whether it is a dilated convolution of each channel into several: QNN gets it wrong."""
     if node.target is not _aten.convolution.default:
         return False
-    weight, (dilation, is_transposed, _, groups) = node.args[1], node.args[5:9]
-    outputs, inner = shape_of(weight)[:2]  # type: ignore[arg-type]
-    is_depthwise = inner == 1 and outputs > groups > 1 and not is_transposed  # type: ignore
-    return is_depthwise and max(dilation) > 1  # type: ignore[type-var, arg-type]
+    weight, (dilation, is_transposed, _, groups) = arguments(node)[1], arguments(node)[5:9]
+    outputs, inner = shape_of(weight)[:2]
+    is_depthwise = inner == 1 and outputs > groups > 1 and not is_transposed
+    return is_depthwise and bool(max(dilation) > 1)
 
 
 def _dense(

@@ -17,6 +17,7 @@ OPERATORS: Final = frozenset(
     {
         _aten._log_softmax.default,
         _aten._softmax.default,
+        _aten._to_copy.default,
         _aten.abs.default,
         _aten.add.Tensor,
         _aten.amax.default,
@@ -76,6 +77,9 @@ def refusal(node: fx.Node, constants: Container[fx.Node]) -> str | None:
 
 def _refuse_types(node: fx.Node) -> str | None:
     own = node.meta["val"]
+    if node.target is _aten._to_copy.default and own.dtype == torch.float16:
+        # What a gradient ends in; the optimizer goes on from there.
+        own = node.args[0].meta["val"]  # type: ignore[union-attr]
     values = [parent.meta["val"] for parent in node.all_input_nodes]
     values.append(own[0] if isinstance(own, tuple) else own)
     for value in values:

@@ -1,7 +1,6 @@
 """QNN: float16 on the Hexagon processor (HTP) of Qualcomm's systems on a chip."""
 
-import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -15,20 +14,19 @@ from pockmobile.passes import (
     EliminateCommon,
     FoldConstants,
     Pass,
+    computed_in_half,
 )
 from pockmobile.targets.base import LoweredMethod, Target
 from pockmobile.targets.delegate import lower_delegates
 from pockmobile.targets.qnn.decompositions import select
 from pockmobile.targets.qnn.delegate import compiler
 from pockmobile.targets.qnn.guards import check_one_delegate
-from pockmobile.targets.qnn.optimizer import outside_optimizer
 from pockmobile.targets.qnn.support import refusal
 from pockmobile.targets.rewrites.convolutions import select_convolution
 
 _aten = torch.ops.aten
 
-_MOST_DOUBLINGS: Final = 12
-"""Of the loss: float16 ends at 65504, and gradients are sums over a batch."""
+_OPTIMIZER: Final = "float16 is too coarse for the optimizer, which stays on the CPU"
 
 
 @final
@@ -37,18 +35,25 @@ class Qnn(Target):
     """Delegates forward and backward pass to the Hexagon processor, in float16, as a whole.
 
     The optimizer's arithmetic stays on the CPU, in float32: in float16 small updates vanish.
-    `soc` is a system on a chip that ExecuTorch names. Without `compiles` the delegate is cut
+    `soc` is a system on a chip that ExecuTorch names. `loss_scale` keeps small gradients from
+    vanishing. Without `compiles` the delegate is cut
     out but left empty, which needs none of Qualcomm's libraries: for a report.
     """
 
     soc: str = "SM8650"
+    loss_scale: float = 256.0
     compiles: bool = True
     name = "qnn"
     views = frozenset({_aten.view_copy.default})
 
-    def loss_scale(self, num_terms: int) -> float:
-        """Makes the gradient of each term about as large as if it was alone."""
-        return 2.0 ** min(math.ceil(math.log2(max(num_terms, 1))), _MOST_DOUBLINGS)
+    @property
+    def gradient_scale(self) -> float | None:  # type: ignore[override]
+        """The loss scale."""
+        return self.loss_scale
+
+    def options(self) -> Mapping[str, object]:
+        """Returns the system on a chip, and the scale."""
+        return {"soc": self.soc, "loss_scale": self.loss_scale}
 
     def passes(self) -> Sequence[Pass]:
         """Returns the rewrites into operators that QNN has."""
@@ -76,9 +81,14 @@ class Qnn(Target):
             MissingLibraryError: Qualcomm's libraries are missing.
             UnsupportedOperatorError: operators in the way of a single delegate.
         """
+        half = computed_in_half(graph)
+
+        def refuse(node: fx.Node, constants: Container[fx.Node]) -> str | None:
+            return refusal(node, constants) if node in half else _OPTIMIZER
+
         return lower_delegates(
             graph,
-            outside_optimizer(graph, refusal),
+            refuse,
             lambda constants: compiler(self, constants, method),
             check=check_one_delegate,
         )

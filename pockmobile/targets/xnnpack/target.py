@@ -1,6 +1,6 @@
 """XNNPACK: float32 on the CPU of phones and of Arm Linux."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -38,9 +38,14 @@ class Xnnpack(Target):
 
     frozen_weights: Precision = "fp32"
     name = "xnnpack"
+    gradient_scale = None
     views = frozenset(
         {_aten.view_copy.default, _aten.permute_copy.default, _aten.expand_copy.default}
     )
+
+    def options(self) -> Mapping[str, object]:
+        """Frozen weights are told among the passes."""
+        return {}
 
     def passes(self) -> Sequence[Pass]:
         """Returns the rewrites into XNNPACK's operators."""
