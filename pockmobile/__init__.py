@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pockmobile.search import Budget
     from pockmobile.session import Session
     from pockmobile.targets.coreml import CoreML
+    from pockmobile.targets.qnn import Qnn
 
 _HOMES: Final = {
     "AdamW": "pockmobile.optim",
@@ -19,6 +20,7 @@ _HOMES: Final = {
     "Lion": "pockmobile.optim",
     "Momentum": "pockmobile.optim",
     "Program": "pockmobile.compiler",
+    "Qnn": "pockmobile.targets.qnn",
     "SGD": "pockmobile.optim",
     "Session": "pockmobile.session",
     "Slice": "pockmobile.plan",
@@ -35,6 +37,7 @@ __all__ = [
     "Lion",
     "Momentum",
     "Program",
+    "Qnn",
     "Session",
     "Slice",
     "UpdatePlan",

@@ -30,6 +30,8 @@ _DTYPES: Final = {
 }
 
 
+_QNN: Final = "QnnBackend"
+
 _open: "WeakSet[LoadedProgram]" = WeakSet()
 
 
@@ -46,7 +48,6 @@ class LoadedProgram:
 
         Raises:
             ArtifactError: the file is missing, damaged, or not written by pockmobile.
-            MissingLibraryError: it needs Qualcomm's libraries, which are missing.
         """
         file = check_program(path)
         self.path: Final[Path] = file.path
@@ -62,9 +63,6 @@ class LoadedProgram:
             self.manifest: Final[Manifest] = Manifest.from_json(text)
         except ArtifactError as error:
             raise ArtifactError(f"{self.path}: {error}") from error
-        if self.manifest.target == "qnn":
-            # The runtime looks for them when it loads a method.
-            qualcomm.load_libraries()
         self._check_methods()
         _open.add(self)
 
@@ -72,6 +70,7 @@ class LoadedProgram:
         """Checks that the runtime has what the program's delegates need.
 
         Raises:
+            MissingLibraryError: Qualcomm's libraries are missing.
             UsageError: it has not.
         """
         known = self._runtime.backend_registry.registered_backend_names
@@ -83,6 +82,9 @@ class LoadedProgram:
                 f"{', '.join(sorted(known)) or 'none'}); run it on a device that has it, or "
                 "export for xnnpack"
             )
+        if _QNN in self.manifest.backends:
+            # It looks for them when it loads a method.
+            qualcomm.load_libraries()
 
     def release(self) -> None:
         """Frees the memory of all methods; each is loaded again at its next call."""

@@ -61,6 +61,7 @@ class Session:
 
         Raises:
             ArtifactError: the file is missing, damaged, or not written by pockmobile.
+            MissingLibraryError: the program needs Qualcomm's libraries, which are missing.
             UsageError: `threads` is not a positive whole number, or the program is for
                 hardware that is not here.
         """

@@ -3,10 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Final, final
 
 from torch import fx, nn
 
+from pockmobile.errors import UsageError
 from pockmobile.graph import JointGraph
 from pockmobile.passes import Pass
 
@@ -57,6 +58,19 @@ class LoweredMethod:
     def workspace_bytes(self) -> int:
         """The most bytes that delegates need beside the runtime's plan."""
         return max((num_bytes for num_bytes, _ in self.memory), default=0)
+
+
+_LARGEST_SCALE: Final = 32768.0
+
+
+def check_loss_scale(scale: float) -> None:
+    """Checks what a loss is multiplied by in float16, which ends at 65504.
+
+    Raises:
+        UsageError: it is out of range.
+    """
+    if not 1.0 <= scale <= _LARGEST_SCALE:
+        raise UsageError(f"loss_scale is {scale!r}, expected 1 to {_LARGEST_SCALE:g}")
 
 
 class Target(ABC):

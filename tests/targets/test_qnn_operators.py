@@ -147,31 +147,43 @@ def _gradients(
     return [value for value in found if value is not None]
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_frozen_convolutions_and_the_gradient_through_them(name: str) -> None:
+def _tensors() -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Returns an input, and for each case its weight and its gradient."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 8, 8)
+    weights = [torch.randn(case["shape"]) * 0.2 for case in CONVOLUTIONS.values()]
+    cases = zip(weights, CONVOLUTIONS.values(), strict=True)
+    return x, weights, [torch.randn_like(_convolve(x, *case)) * 0.2 for case in cases]
+
+
+def test_frozen_convolutions_and_the_gradients_through_them() -> None:
     """Both directions read one weight, which QNN would lay out for one of them alone."""
-    case = CONVOLUTIONS[name]
-    x, weight = torch.randn(2, 4, 8, 8), torch.randn(case["shape"]) * 0.2
-    grad = torch.randn_like(_convolve(x, weight, case))
+    x, weights, grads = _tensors()
 
-    def function(x: Tensor, grad: Tensor, weight: Tensor) -> list[Tensor]:
+    def function(x: Tensor, *tensors: Tensor) -> list[Tensor]:
+        found = []
         mask = [True, False, False]
-        return [_convolve(x, weight, case), *_gradients(grad, x, weight, case, mask)]
+        for index, case in enumerate(CONVOLUTIONS.values()):
+            grad, weight = tensors[index], tensors[len(grads) + index]
+            found += [_convolve(x, weight, case), *_gradients(grad, x, weight, case, mask)]
+        return found
 
-    check_on_simulator(function, x, grad, constants={"weight": weight})
+    constants = {f"weight{index}": weight for index, weight in enumerate(weights)}
+    check_on_simulator(function, x, *grads, constants=constants)
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_trained_convolutions(name: str) -> None:
-    case = CONVOLUTIONS[name]
-    x, weight = torch.randn(2, 4, 8, 8), torch.randn(case["shape"]) * 0.2
-    grad = torch.randn_like(_convolve(x, weight, case)) * 0.2
+def test_trained_convolutions() -> None:
+    x, weights, grads = _tensors()
 
-    def function(x: Tensor, grad: Tensor, weight: Tensor) -> list[Tensor]:
+    def function(x: Tensor, *tensors: Tensor) -> list[Tensor]:
+        found = []
         mask = [True, True, True]
-        return [_convolve(x, weight, case), *_gradients(grad, x, weight, case, mask)]
+        for index, case in enumerate(CONVOLUTIONS.values()):
+            grad, weight = tensors[index], tensors[len(grads) + index]
+            found += [_convolve(x, weight, case), *_gradients(grad, x, weight, case, mask)]
+        return found
 
-    check_on_simulator(function, x, grad, weight, tolerance=5e-2)
+    check_on_simulator(function, x, *grads, *weights, tolerance=5e-2)
 
 
 def test_pooling_with_its_gradient() -> None:

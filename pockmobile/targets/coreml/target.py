@@ -17,7 +17,7 @@ from pockmobile.passes import (
     Pass,
     computed_in_half,
 )
-from pockmobile.targets.base import LoweredMethod, Target
+from pockmobile.targets.base import LoweredMethod, Target, check_loss_scale
 from pockmobile.targets.coreml.decompositions import select, select_transposed
 from pockmobile.targets.coreml.tools import import_coremltools
 from pockmobile.targets.delegate import lower_delegates
@@ -28,7 +28,6 @@ _aten = torch.ops.aten
 Precision: TypeAlias = Literal["fp32", "fp16"]
 ComputeUnits: TypeAlias = Literal["all", "cpu_only", "cpu_and_gpu", "cpu_and_ne"]
 RELEASES: Final = (15, 16, 17, 18)
-_LARGEST_SCALE: Final = 32768.0
 
 
 @final
@@ -60,10 +59,7 @@ class CoreML(Target):
         _check("precision", self.precision, get_args(Precision))
         _check("ios", self.ios, RELEASES)
         _check("compute_units", self.compute_units, get_args(ComputeUnits))
-        if not 1.0 <= self.loss_scale <= _LARGEST_SCALE:
-            raise UsageError(
-                f"loss_scale is {self.loss_scale!r}, expected 1 to {_LARGEST_SCALE:g}"
-            )
+        check_loss_scale(self.loss_scale)
 
     @property
     def gradient_scale(self) -> float | None:  # type: ignore[override]

@@ -1,6 +1,7 @@
 """Guards against what ExecuTorch's QNN backend gets wrong without a word."""
 
 import itertools
+import operator
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, final
@@ -45,7 +46,8 @@ def _between(graph: JointGraph, cut: Partition) -> Iterator[fx.Node]:
     after = _reached(inside, list(graph.nodes), lambda node: node.all_input_nodes)
     before = _reached(inside, list(graph.nodes)[::-1], lambda node: list(node.users))
     for node in graph.nodes:
-        if node in cut.refusals and node in after and node in before:
+        is_operator = node in cut.refusals and node.target is not operator.getitem
+        if is_operator and node in after and node in before:
             yield node
 
 

@@ -16,11 +16,12 @@ from pockmobile.passes import (
     Pass,
     computed_in_half,
 )
-from pockmobile.targets.base import LoweredMethod, Target
+from pockmobile.targets.base import LoweredMethod, Target, check_loss_scale
 from pockmobile.targets.delegate import lower_delegates
 from pockmobile.targets.qnn.decompositions import select
 from pockmobile.targets.qnn.delegate import compiler
 from pockmobile.targets.qnn.guards import check_one_delegate
+from pockmobile.targets.qnn.socs import chipset_of
 from pockmobile.targets.qnn.support import refusal
 from pockmobile.targets.rewrites.convolutions import select_convolution
 
@@ -45,6 +46,15 @@ class Qnn(Target):
     compiles: bool = True
     name = "qnn"
     views = frozenset({_aten.view_copy.default})
+
+    def __post_init__(self) -> None:
+        """Checks the options.
+
+        Raises:
+            UsageError: the SoC is unknown or has no float16, or the scale is out of range.
+        """
+        chipset_of(self.soc)
+        check_loss_scale(self.loss_scale)
 
     @property
     def gradient_scale(self) -> float | None:  # type: ignore[override]
