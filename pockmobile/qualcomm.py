@@ -112,8 +112,13 @@ def _remove(root: Path, owner: int) -> None:
 
 def _check() -> None:
     """Starts the manager in a process of its own: libraries that do not fit may crash it."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     tried = subprocess.run(
-        [sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False
+        [sys.executable, "-c", _PROBE],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if tried.returncode:
         lines = (tried.stderr or tried.stdout).strip().splitlines()

@@ -6,6 +6,7 @@ The simulator is slow: images are small and rows are short.
 """
 
 import argparse
+import copy
 import json
 import sys
 import tempfile
@@ -27,7 +28,7 @@ from pockmobile.optim import SGD
 from pockmobile.targets import Qnn
 from scripts.benchmark.encoder import Encoder
 from tests.eager import Eager
-from tests.parity_cases import SUBJECTS, Subject, plan_of
+from tests.parity_cases import SUBJECTS, Subject, model_of, plan_of
 
 LEAST_LIKENESS: Final = 0.99
 MOST_LOSS_ERROR: Final = 0.02
@@ -64,7 +65,7 @@ class Result:
 
     subject: str
     plan: str
-    seconds_to_compile: float
+    cpu_seconds_to_compile: float
     seconds_a_step: float
     num_bytes: int
     num_operators: int
@@ -95,7 +96,7 @@ def main() -> int:
         print(
             f"{result.subject:13}{result.plan:8}likeness {result.least_likeness:.5f}  "
             f"loss {100 * result.loss_error:.2f} %  compiled in "
-            f"{result.seconds_to_compile:.0f} s  a step {result.seconds_a_step:.1f} s  "
+            f"{result.cpu_seconds_to_compile:.0f} CPU s  a step {result.seconds_a_step:.1f} s  "
             f"{result.num_delegated} of {result.num_operators} operators"
         )
     return 0 if all(map(_is_near, done.values())) else 1
@@ -108,14 +109,15 @@ def _is_near(result: Result) -> bool:
 def _run(name: str, plan: str, num_steps: int) -> Result:
     torch.manual_seed(0)
     subject, rule = _CASES[name], SGD()
-    model = subject.make().eval()
+    # With statistics that matter: float16 loses what shrinks from layer to layer.
+    model = copy.deepcopy(model_of(name)) if name in SUBJECTS else subject.make().eval()
     generator = torch.Generator().manual_seed(2)
     batches = [subject.batch(generator) for _ in range(num_steps)]
-    start = time.perf_counter()
+    start = time.process_time()
     program = pockmobile.compile(
         model, batches[0][:1], batches[0][1:], plan=plan_of(subject, plan), target=Qnn()
     )
-    compiled = time.perf_counter() - start
+    compiled = time.process_time() - start
     with tempfile.TemporaryDirectory() as folder:
         program.save(Path(folder) / "model.pte")
         session = pockmobile.Session(Path(folder) / "model.pte")

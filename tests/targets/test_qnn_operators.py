@@ -66,7 +66,8 @@ def test_sums_and_means() -> None:
     x = torch.randn(2, 4, 6, 5)
 
     def function(x: Tensor) -> list[Tensor]:
-        return [x.sum([0, 2, 3]), x.sum(1), x.mean([2, 3]), x.mean(-1, keepdim=True)]
+        sums = [x.sum([0, 2, 3]), x.sum(1), x.mean([2, 3]), x.mean(-1, keepdim=True)]
+        return [*sums, aten.avg_pool2d(x, [2, 2], [2, 2])]
 
     check_on_simulator(function, x)
 
