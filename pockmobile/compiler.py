@@ -110,9 +110,11 @@ def compile(
         PlanError: the plan does not fit the model, or leaves nothing to split off.
         UsageError: a loss, a plan, a target or weights of an unknown name.
         UnsupportedOperatorError: the runtime lacks an operator.
+        MissingLibraryError: a library that the target compiles with is missing.
     """
     chosen_loss = resolve_loss(loss)
     chosen_target = resolve_target(target, frozen_weights)
+    chosen_target.check_ready()
     progress("export the forward pass")
     plain = export_forward(model, example_args, example_kwargs)
     resolved = resolve_plan(plan, describe_layers(plain))

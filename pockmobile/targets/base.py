@@ -86,6 +86,13 @@ class Target(ABC):
     def options(self) -> Mapping[str, object]:
         """Returns what was chosen for the target, as the manifest tells it."""
 
+    def check_ready(self) -> None:  # noqa: B027  (most compile with nothing of a vendor's)
+        """Checks, before anything takes long, that what it compiles with is there.
+
+        Raises:
+            PockmobileError: it is not.
+        """
+
     @abstractmethod
     def passes(self) -> Sequence[Pass]:
         """Returns the passes that write the graph in the target's own operators, in order."""

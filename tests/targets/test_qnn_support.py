@@ -8,6 +8,10 @@ from executorch.backends.qualcomm import builders  # noqa: F401
 from executorch.backends.qualcomm.builders.node_visitor_manager import _node_visitor_dict
 from torch import Tensor, fx, nn
 
+import pockmobile
+from pockmobile import qualcomm
+from pockmobile.errors import MissingLibraryError
+from pockmobile.targets.qnn import Qnn
 from pockmobile.targets.qnn.support import OPERATORS, refusal
 from pockmobile.targets.rewrites.pads import is_symmetric, pad_by_joining
 from tests.passes.graphs import trace
@@ -63,3 +67,16 @@ def test_pads_that_are_right_are_kept() -> None:
     assert pad_by_joining(torch.ones(1, 1, 2, 2), [-1, -1]) is NotImplemented
     assert is_symmetric([1, 1, 2, 2])
     assert not is_symmetric([1, 1, 0, 0, 1, 1])
+
+
+def test_missing_libraries_are_told_before_anything_takes_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(qualcomm, "missing", lambda: "they are missing")
+    stages: list[str] = []
+    with pytest.raises(MissingLibraryError, match="they are missing"):
+        pockmobile.compile(
+            nn.Linear(3, 2), (torch.ones(4, 3),), target="qnn", progress=stages.append
+        )
+    assert stages == []
+    Qnn(compiles=False).check_ready()

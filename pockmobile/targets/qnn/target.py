@@ -7,6 +7,8 @@ from typing import Final, final
 import torch
 from torch import fx
 
+from pockmobile import qualcomm
+from pockmobile.errors import MissingLibraryError
 from pockmobile.graph import JointGraph
 from pockmobile.passes import (
     Canonicalize,
@@ -64,6 +66,16 @@ class Qnn(Target):
     def options(self) -> Mapping[str, object]:
         """Returns the system on a chip, and the scale."""
         return {"soc": self.soc, "loss_scale": self.loss_scale}
+
+    def check_ready(self) -> None:
+        """Checks that Qualcomm's libraries are there, if they are needed.
+
+        Raises:
+            MissingLibraryError: they are not.
+        """
+        missing = qualcomm.missing() if self.compiles else None
+        if missing:
+            raise MissingLibraryError(missing)
 
     def passes(self) -> Sequence[Pass]:
         """Returns the rewrites into operators that QNN has."""
