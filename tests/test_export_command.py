@@ -16,6 +16,7 @@ from torch import nn
 from pockmobile import __main__, export
 from pockmobile.errors import ModelError, UnsupportedOperatorError
 from pockmobile.optim import SGD, AdamW, Lion, Momentum
+from pockmobile.targets import Qnn
 
 
 @dataclass
@@ -279,3 +280,32 @@ def test_the_commands_stand_under_one_name(
         capsys.readouterr().err
         == "error: no command 'exprot': expected analyze, export, inspect, personalize\n"
     )
+
+
+def test_a_dry_run_for_qnn_compiles_nothing_and_writes_nothing(
+    compiler: FakeCompiler, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(model), "--target", "qnn", "--soc", "SM8550", "--dry-run"]
+    assert export.main(command) == 0
+    assert compiler.options["target"] == Qnn(soc="SM8550", compiles=False)
+    assert not model.with_suffix(".pte").exists()
+    assert capsys.readouterr().out.startswith("the report\na dry run: wrote nothing in ")
+    assert export.main([*command[:-1], "--loss-scale", "64"]) == 0
+    assert compiler.options["target"] == Qnn(soc="SM8550", loss_scale=64.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--soc", "SM8550"], "--soc needs --target qnn, found xnnpack"),
+        (["--loss-scale", "8"], "--loss-scale needs --target coreml or qnn, found xnnpack"),
+        (["--target", "qnn", "--ios", "17"], "--ios needs --target coreml, found qnn"),
+        (["--target", "qnn", "--soc", "X"], "unknown SoC 'X'"),
+    ],
+)
+def test_options_of_targets(
+    arguments: list[str], message: str, compiler: FakeCompiler, model: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert export.main([str(model), *arguments]) == 2
+    assert message in capsys.readouterr().err

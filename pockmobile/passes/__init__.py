@@ -16,6 +16,7 @@ from pockmobile.passes.prune import Prune
 from pockmobile.passes.recompute import Recompute
 from pockmobile.passes.remove_noops import RemoveNoops
 from pockmobile.passes.reorder_for_memory import ReorderForMemory
+from pockmobile.passes.round_gradients import RoundGradients, computed_in_half
 from pockmobile.passes.scatter_last import ScatterLast
 from pockmobile.passes.split_one_hot import SplitOneHot
 from pockmobile.passes.sum_rows import SumRows
@@ -39,8 +40,10 @@ __all__ = [
     "Recompute",
     "RemoveNoops",
     "ReorderForMemory",
+    "RoundGradients",
     "ScatterLast",
     "SplitOneHot",
     "SumRows",
+    "computed_in_half",
     "run_passes",
 ]
