@@ -123,11 +123,11 @@ def _run(name: str, plan: str, num_steps: int) -> Result:
         session = pockmobile.Session(Path(folder) / "model.pte")
     eager = Eager(model, program, rule)
     before = session.parameters
-    losses: list[tuple[float, float]] = []
     start = time.perf_counter()
-    for inputs, labels in batches:
-        ours = session.step(inputs, labels, lr=subject.lr)
-        losses.append((ours, eager.step(inputs, labels, subject.lr)))
+    loss_error = max(
+        _loss_error(session.step(*batch, lr=subject.lr), eager.step(*batch, subject.lr))
+        for batch in batches
+    )
     took = (time.perf_counter() - start) / num_steps
     changes = {
         entry.name: (
@@ -148,8 +148,12 @@ def _run(name: str, plan: str, num_steps: int) -> Result:
         step.num_delegated,
         likeness,
         least_like,
-        max(abs(ours - theirs) / abs(theirs) for ours, theirs in losses),
+        loss_error,
     )
+
+
+def _loss_error(ours: float, theirs: float) -> float:
+    return abs(ours - theirs) / abs(theirs)
 
 
 def _least_like(changes: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[str, float]:

@@ -77,8 +77,10 @@ def refusal(node: fx.Node, constants: Container[fx.Node]) -> str | None:
 
 def _refuse_types(node: fx.Node) -> str | None:
     own = node.meta["val"]
+    if any(parent.meta["val"].dtype == torch.float16 for parent in node.all_input_nodes):
+        return "the optimizer goes on in float32"
     if node.target is _aten._to_copy.default and own.dtype == torch.float16:
-        # What a gradient ends in; the optimizer goes on from there.
+        # What a gradient ends in.
         own = node.args[0].meta["val"]  # type: ignore[union-attr]
     values = [parent.meta["val"] for parent in node.all_input_nodes]
     values.append(own[0] if isinstance(own, tuple) else own)
