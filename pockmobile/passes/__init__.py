@@ -18,6 +18,7 @@ from pockmobile.passes.reorder_for_memory import ReorderForMemory
 from pockmobile.passes.round_gradients import RoundGradients, computed_in_half
 from pockmobile.passes.scatter_last import ScatterLast
 from pockmobile.passes.split_one_hot import SplitOneHot
+from pockmobile.passes.spread_powers import SpreadPowers
 
 __all__ = [
     "AppendOptimizer",
@@ -40,6 +41,7 @@ __all__ = [
     "RoundGradients",
     "ScatterLast",
     "SplitOneHot",
+    "SpreadPowers",
     "computed_in_half",
     "run_passes",
 ]

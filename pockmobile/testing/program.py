@@ -39,7 +39,11 @@ class InterpretedProgram:
         self._program = file.program
         self._plans = {plan.name: plan for plan in file.program.execution_plan}
         self._delegates: dict[tuple[str, int], Delegate] = {}
-        self.manifest: Final = Manifest.from_json(self.run("manifest", [])[0])
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the program computes and how it was made."""
+        return Manifest.from_json(self.run("manifest", [])[0])
 
     def run(self, method: str, inputs: Sequence[Tensor]) -> list[Any]:
         """Returns the outputs of a method."""
