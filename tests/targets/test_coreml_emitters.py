@@ -209,6 +209,10 @@ def test_numbers_without_dimensions() -> None:
             lambda x: x[x[:, 0, 0].long(), x[:, 0, 1].long()],
             "Core ML indexes one dimension only",
         ),
+        (
+            lambda x: func.conv1d(x, x[:, :, :3] * 2.0),
+            "a convolution whose weight or bias is trained, of other than 2 dimensions",
+        ),
         (lambda x: x * (x > 0), "Core ML computes with values of one type"),
         (
             lambda x: func.max_pool2d(x[None], 2, dilation=2),

@@ -37,6 +37,8 @@ def refusal(node: fx.Node, constants: Container[fx.Node]) -> str | None:
     reason = _refuse_types(node)
     if reason:
         return reason
+    if node.target is _aten.convolution.default:
+        return _refuse_convolution(node, constants)
     check = _CHECKS.get(node.target)
     return check(node) if check else None
 
@@ -61,7 +63,10 @@ def _refuse_arithmetic(node: fx.Node) -> str | None:
     return "Core ML computes with values of one type" if len(types) > 1 else None
 
 
-def _refuse_convolution(node: fx.Node) -> str | None:
+def _refuse_convolution(node: fx.Node, constants: Container[fx.Node]) -> str | None:
+    weight, bias = node.args[1:3]
+    if weight not in constants or (bias is not None and bias not in constants):
+        return "a convolution whose weight or bias is trained, of other than 2 dimensions"
     padding, transposed, extra = (node.args[index] for index in (4, 6, 7))
     assert isinstance(padding, Sequence)
     assert isinstance(extra, Sequence)
@@ -94,7 +99,6 @@ _CHECKS: Final[Mapping[Any, _Check]] = {
     _aten.addmm.default: _refuse_arithmetic,
     _aten.argmax.default: _refuse_argmax,
     _aten.constant_pad_nd.default: _refuse_pad,
-    _aten.convolution.default: _refuse_convolution,
     _aten.div.Tensor: _refuse_arithmetic,
     _aten.index.Tensor: refuse_index,
     _aten.index_put.default: refuse_index_put,
