@@ -10,6 +10,7 @@ import pockmobile
 from pockmobile.errors import UsageError
 from pockmobile.session import Session
 from pockmobile.targets.coreml import support
+from pockmobile.targets.coreml.target import Precision
 from pockmobile.testing.coreml import CoreMLDelegate
 from tests.coreml_cases import (
     ALL_COREML,
@@ -225,12 +226,12 @@ def test_wrong_options(options: dict[str, object], message: str) -> None:
         pockmobile.CoreML(**options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("ios", [15, 16, 18])
-def test_other_releases(ios: int) -> None:
+@pytest.mark.parametrize(("ios", "precision"), [(15, "fp16"), (16, "fp32"), (18, "fp32")])
+def test_other_releases(ios: int, precision: Precision) -> None:
     program = pockmobile.compile(
         coreml_model("mlp"),
         (torch.zeros(4, 16),),
         optimizer=OPTIMIZERS["sgd"],
-        target=pockmobile.CoreML(ios=ios),
+        target=pockmobile.CoreML(ios=ios, precision=precision),
     )
-    assert _difference(InterpretedSession(program)) <= LIMITS["fp32"]
+    assert _difference(InterpretedSession(program)) <= LIMITS[precision]
