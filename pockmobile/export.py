@@ -252,7 +252,7 @@ def _compile(
         plan=plan,
         optimizer=optimizer_of(options),
         clip_norm=options.clip_norm,
-        target=target_of(options),
+        target=target_of(options, dry_run=options.dry_run),
         predict_batch_size=options.predict_batch_size,
         split=options.split,
         frozen_weights=options.frozen_weights,

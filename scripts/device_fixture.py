@@ -1,7 +1,7 @@
 """Makes what a device is checked with: a program, batches, and the losses that it must come to.
 
     python scripts/device_fixture.py -o fixture --target qnn --soc SM8650
-    python scripts/device_fixture.py -o fixture --target coreml
+    python scripts/device_fixture.py -o fixture --target coreml --precision fp16
 
 The folder holds `model.pte`; `inputs.safetensors` with all tensors by name; the same tensors as
 raw little-endian bytes, a `.bin` each; `fixture.json` with the losses of eager PyTorch and how
@@ -14,7 +14,6 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -27,14 +26,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pockmobile
 from pockmobile.artifact.files import atomic_write
+from pockmobile.commands import run
 from pockmobile.optim import Momentum
-from pockmobile.targets import TARGETS
+from pockmobile.options.targets import TARGETS, add_target_options, check_target, target_of
+from pockmobile.targets import resolve_target
 from tests.eager import Eager
 from tests.parity_cases import SUBJECTS, model_of
 
-LOSS_RELATIVE: Final[Mapping[str, float]] = {"qnn": 0.02, "coreml": 0.01}
-"""By target; others compute in float32."""
-_FLOAT32: Final = 1e-4
+LOSS_RELATIVE: Final[Mapping[str, float]] = {"fp32": 1e-4, "fp16": 0.02}
+"""How far a loss may be from eager PyTorch's, by what the target computes in."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,15 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__.splitlines()[0], formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="the folder")
-    parser.add_argument("--target", choices=sorted(TARGETS), default="qnn")
-    parser.add_argument("--soc", help="with --target qnn (default: SM8650)")
+    parser.add_argument("--target", choices=TARGETS, default="xnnpack")
+    add_target_options(parser)
     parser.add_argument("--subject", choices=sorted(SUBJECTS), default="residual_cnn")
     parser.add_argument("--plan", default="full")
     parser.add_argument("--steps", type=int, default=10)
-    options = parser.parse_args(argv)
-    target = TARGETS[options.target]
-    if options.soc:
-        target = replace(target, soc=options.soc)  # type: ignore[call-arg]
+    return run(lambda: _make(parser.parse_args(argv)))
+
+
+def _make(options: argparse.Namespace) -> None:
+    check_target(options)
+    target = resolve_target(target_of(options))
     subject, rule = SUBJECTS[options.subject], Momentum()
     generator = torch.Generator().manual_seed(0)
     batches = [subject.batch(generator) for _ in range(options.steps)]
@@ -62,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     eager = Eager(model, program, rule)
     state = _initial_state(program, eager)
     losses = [eager.step(*batch, subject.lr) for batch in batches]
-    _write(options.output, program, state, batches, losses, subject.lr)
-    return 0
+    tolerance = LOSS_RELATIVE["fp32" if target.gradient_scale is None else "fp16"]
+    _write(options.output, program, state, batches, losses, subject.lr, tolerance)
 
 
 def _initial_state(program: pockmobile.Program, eager: Eager) -> list[Tensor]:
@@ -83,6 +85,7 @@ def _write(
     batches: Sequence[tuple[Tensor, Tensor]],
     losses: Sequence[float],
     lr: float,
+    tolerance: float,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     program.save(folder / "model.pte")
@@ -105,7 +108,7 @@ def _write(
         "target": program.manifest.target,
         "method_index": method,
         "num_state": len(state),
-        "loss_relative": LOSS_RELATIVE.get(program.manifest.target, _FLOAT32),
+        "loss_relative": tolerance,
         "steps": steps,
     }
     atomic_write(folder / "fixture.json", json.dumps(fixture, indent=1).encode())

@@ -117,6 +117,6 @@ def test_a_fixture_holds_what_the_program_takes(tmp_path: Path) -> None:
     for step in fixture["steps"]:
         inputs, labels, lr = (tensors[name] for name in step["inputs"])
         loss = session.step(inputs, labels, lr=float(lr))
-        assert loss == pytest.approx(step["loss"], rel=device_fixture._FLOAT32)
+        assert loss == pytest.approx(step["loss"], rel=device_fixture.LOSS_RELATIVE["fp32"])
     for name, value in tensors.items():
         assert (folder / f"{name}.bin").read_bytes() == value.numpy().tobytes()

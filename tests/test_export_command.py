@@ -16,7 +16,7 @@ from torch import nn
 from pockmobile import __main__, export
 from pockmobile.errors import ModelError, UnsupportedOperatorError
 from pockmobile.optim import SGD, AdamW, Lion, Momentum
-from pockmobile.targets import Qnn
+from pockmobile.targets import CoreML, Qnn
 
 
 @dataclass
@@ -100,6 +100,7 @@ def test_the_defaults(
         "predict_batch_size": 1,
         "split": False,
         "frozen_weights": "fp32",
+        "memory_budget": None,
         "name": "model",
     }
     output, errors = capsys.readouterr()
@@ -128,6 +129,16 @@ def test_all_options(compiler: FakeCompiler, tmp_path: Path) -> None:
     assert compiler.options["predict_batch_size"] == 3
     assert compiler.options["split"] is True
     assert compiler.options["name"] == "Linear"
+
+
+def test_core_ml_with_options(compiler: FakeCompiler, model: Path) -> None:
+    assert export.main([str(model), "--target", "coreml"]) == 0
+    assert compiler.options["target"] == CoreML()
+    arguments = "--target coreml --precision fp16 --ios 16 --compute-units cpu_and_ne"
+    assert export.main([str(model), *arguments.split(), "--loss-scale", "64"]) == 0
+    assert compiler.options["target"] == CoreML(
+        precision="fp16", ios=16, compute_units="cpu_and_ne", loss_scale=64.0
+    )
 
 
 def test_quiet_prints_nothing(
@@ -172,6 +183,18 @@ def test_optimizers(
             "int4 needs --target xnnpack, found portable",
         ),
         ("--frozen-weights int2", "invalid choice: 'int2'"),
+        ("--precision fp16", "--precision needs --target coreml, found xnnpack"),
+        ("--target portable --ios 17", "--ios needs --target coreml, found portable"),
+        ("--target coreml --loss-scale 8", "--loss-scale needs --precision fp16"),
+        ("--target coreml --ios 14", "argument --ios: invalid choice: 14"),
+        (
+            "--target coreml --frozen-weights int8",
+            "--frozen-weights int8 needs --target xnnpack, found coreml",
+        ),
+        (
+            "--target coreml --plan auto --data x.npz",
+            "--plan auto knows what layers cost on xnnpack and portable, found --target coreml",
+        ),
         ("--batch-size 0", "argument --batch-size: expected a whole number from 1, found '0'"),
         ("--clip-norm 0", "argument --clip-norm: expected a number above 0, found '0'"),
         ("--clip-norm much", "argument --clip-norm: expected a number above 0, found 'much'"),
@@ -309,3 +332,8 @@ def test_options_of_targets(
 ) -> None:  # fmt: skip
     assert export.main([str(model), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_memory_budget_is_the_programs_own(model: Path, compiler: FakeCompiler) -> None:
+    assert export.main([str(model), "--memory-budget", "1.5MB", "--quiet"]) == 0
+    assert compiler.options["memory_budget"] == 1_500_000

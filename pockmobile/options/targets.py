@@ -71,7 +71,7 @@ def check_target(options: argparse.Namespace) -> None:
         raise UsageError("--loss-scale needs --precision fp16")
 
 
-def target_of(options: argparse.Namespace) -> "str | Target":
+def target_of(options: argparse.Namespace, *, dry_run: bool = False) -> "str | Target":
     """Returns the target: its name, or what the options make of it.
 
     Raises:
@@ -82,7 +82,7 @@ def target_of(options: argparse.Namespace) -> "str | Target":
     from pockmobile.targets import TARGETS as KNOWN
 
     given = {name: getattr(options, name) for name in _OPTIONS[options.target]}
-    if options.dry_run:
+    if dry_run:
         given |= _DRY.get(options.target, {})
     chosen = {name: value for name, value in given.items() if value is not None}
     return replace(KNOWN[options.target], **chosen)  # type: ignore[type-var]

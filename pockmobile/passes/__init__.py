@@ -19,6 +19,7 @@ from pockmobile.passes.reorder_for_memory import ReorderForMemory
 from pockmobile.passes.round_gradients import RoundGradients, computed_in_half
 from pockmobile.passes.scatter_last import ScatterLast
 from pockmobile.passes.split_one_hot import SplitOneHot
+from pockmobile.passes.spread_powers import SpreadPowers
 from pockmobile.passes.sum_rows import SumRows
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "RoundGradients",
     "ScatterLast",
     "SplitOneHot",
+    "SpreadPowers",
     "SumRows",
     "computed_in_half",
     "run_passes",

@@ -39,7 +39,11 @@ class InterpretedProgram:
         self._program = file.program
         self._plans = {plan.name: plan for plan in file.program.execution_plan}
         self._delegates: dict[tuple[str, int], Delegate] = {}
-        self.manifest: Final = Manifest.from_json(self.run("manifest", [])[0])
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the program computes and how it was made."""
+        return Manifest.from_json(self.run("manifest", [])[0])
 
     def run(self, method: str, inputs: Sequence[Tensor]) -> list[Any]:
         """Returns the outputs of a method."""
@@ -129,12 +133,27 @@ class InterpretedProgram:
             case schema.DoubleList(numbers) | schema.BoolList(numbers):
                 return list(numbers)
             case schema.Tensor():
-                return self._constant(item)
+                return (
+                    self._constant(item)
+                    if item.data_buffer_idx
+                    else self._view(plan, item, values)
+                )
         raise NotImplementedError(f"a value of type {type(item).__name__}")
+
+    def _view(
+        self, plan: schema.ExecutionPlan, tensor: schema.Tensor, values: Mapping[int, Any]
+    ) -> Tensor:
+        """Returns what was last written where a tensor lies: views are no instructions."""
+        place = tensor.allocation_info
+        for index in reversed(values):
+            other = plan.values[index].val
+            if isinstance(other, schema.Tensor) and other.allocation_info == place is not None:
+                source: Tensor = values[index]
+                return source.reshape(list(tensor.sizes))
+        raise AssertionError("a tensor that nothing has computed")
 
     def _constant(self, tensor: schema.Tensor) -> Tensor:
         data = self._program.constant_buffer[tensor.data_buffer_idx].storage
-        assert tensor.data_buffer_idx, "a tensor that nothing has computed"
         flat = torch.frombuffer(bytearray(data), dtype=_dtype(tensor))
         return flat[: math.prod(tensor.sizes)].reshape(list(tensor.sizes))
 

@@ -11,6 +11,7 @@ from pockmobile.graph.rewrite import value_of
 from pockmobile.targets.coreml.emitter import Emitter, Var, sizes
 from pockmobile.targets.coreml.package import write_package
 from pockmobile.targets.coreml.support import EMITTERS
+from pockmobile.targets.coreml.workspace import workspace
 from pockmobile.targets.delegate import Compile, Compiled
 from pockmobile.targets.portable import hash_and_size
 
@@ -41,6 +42,7 @@ def compiler(
             blob=write_package(program, names, results, ios),
             options={"compute_units": compute_units.encode()},
             constant_bytes=_constant_bytes(nodes, constants),
+            memory=workspace(nodes, outputs, is_half=is_half),
         )
 
     return compile_delegate

@@ -53,6 +53,13 @@ class Emitter:
         keywords = fx.map_arg(node.kwargs, lambda other: self._value(other, node))
         self._values[node] = self._table[node.target](self, node, *arguments, **keywords)
 
+    def turned_constant(self, node: Any) -> Var | None:
+        """Returns the constant matrix of which a node is the transpose, if it is."""
+        if node.target is not _aten.permute_copy.default or node.args[1] != [1, 0]:
+            return None
+        source = node.args[0]
+        return self._constant(source) if source in self._constants else None
+
     def output(self, node: fx.Node, name: str) -> Var:
         """Returns a node's value under a name, as an output of the function."""
         value = self._values[node]
@@ -65,8 +72,11 @@ class Emitter:
             return self._values[node]
         if user.target in _BROADCASTING and _is_one_number(self._constants[node]):
             return self.array(self._constants[node].flatten()[:1], node)
+        return self._constant(node)
+
+    def _constant(self, node: fx.Node) -> Var:
         if node not in self._whole:
-            self._whole[node] = self.array(self._constants[node], node)
+            self._whole[node] = Builder.const(val=self.array(self._constants[node], node))
         return self._whole[node]
 
     def array(self, value: Tensor, like: fx.Node) -> np.ndarray[Any, Any]:

@@ -1,10 +1,12 @@
 """From a MIL program to a Core ML model package, in bytes that ExecuTorch's runtime reads."""
 
+import contextlib
+import gc
 import hashlib
 import json
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,15 +17,11 @@ from pockmobile.targets.coreml.tools import quiet
 
 _PASSES: Final = (
     "common::noop_elimination",
-    "common::cast_optimization",
-    "common::const_deduplication",
     "common::fuse_matmul_weight_bias",
     "common::dead_code_elimination",
-    "common::const_deduplication",
-    "common::dedup_op_and_var_names",
-    "common::dead_code_elimination",
 )
-"""Of coremltools' passes, those that find anything: the graph was simplified before."""
+"""Of coremltools' passes, those that find anything: the graph was simplified before. After
+each, a program of thousands of operators is checked for seconds."""
 
 _MODEL: Final = "model.mlpackage"
 
@@ -36,7 +34,7 @@ def write_package(
     `inputs` and `outputs` are the names of the function's values, in the order in which the
     runtime passes them.
     """
-    with quiet():
+    with quiet(), _old_objects_kept():
         model = ct.convert(
             program,
             source="milinternal",
@@ -63,6 +61,16 @@ def write_package(
         flattened = executorchcoreml.flatten_directory_contents(str(root.resolve()))
     assert flattened, "the model package is empty"
     return bytes(flattened)
+
+
+@contextlib.contextmanager
+def _old_objects_kept() -> Iterator[None]:
+    """Spares coremltools' own collection of garbage all that torch keeps: half a second."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _settle(package: Path, spec: Any) -> None:

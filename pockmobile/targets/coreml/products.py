@@ -13,11 +13,15 @@ _aten = torch.ops.aten
 
 
 def _matmul(emitter: Emitter, node: fx.Node, x: Var, y: Var) -> Var:
-    return Builder.matmul(x=x, y=y)
+    # A constant that is used both ways is held once.
+    turned = emitter.turned_constant(node.args[-1])
+    if turned is None:
+        return Builder.matmul(x=x, y=y)
+    return Builder.matmul(x=x, y=turned, transpose_y=True)
 
 
 def _addmm(emitter: Emitter, node: fx.Node, bias: Var, x: Var, y: Var) -> Var:
-    return Builder.add(x=Builder.matmul(x=x, y=y), y=bias)
+    return Builder.add(x=_matmul(emitter, node, x, y), y=bias)
 
 
 def _convolution(

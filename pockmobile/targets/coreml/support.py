@@ -7,7 +7,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, fx
 
-from pockmobile.graph.rewrite import shape_of
+from pockmobile.graph.rewrite import shape_of, value_of
 from pockmobile.targets.coreml.elementwise import ELEMENTWISE
 from pockmobile.targets.coreml.emitter import Emit
 from pockmobile.targets.coreml.movement import MOVEMENT, refuse_index, refuse_index_put
@@ -37,6 +37,8 @@ def refusal(node: fx.Node, constants: Container[fx.Node]) -> str | None:
     reason = _refuse_types(node)
     if reason:
         return reason
+    if node.target is _aten.convolution.default:
+        return _refuse_convolution(node, constants)
     check = _CHECKS.get(node.target)
     return check(node) if check else None
 
@@ -54,11 +56,17 @@ def _refuse_types(node: fx.Node) -> str | None:
     return None
 
 
-def _refuse_scaled(node: fx.Node) -> str | None:
-    return f"with {', '.join(node.kwargs)}" if node.kwargs else None
+def _refuse_arithmetic(node: fx.Node) -> str | None:
+    if node.kwargs:
+        return f"with {', '.join(node.kwargs)}"
+    types = {value_of(other).dtype for other in (*node.all_input_nodes, node)}
+    return "Core ML computes with values of one type" if len(types) > 1 else None
 
 
-def _refuse_convolution(node: fx.Node) -> str | None:
+def _refuse_convolution(node: fx.Node, constants: Container[fx.Node]) -> str | None:
+    weight, bias = node.args[1:3]
+    if weight not in constants or (bias is not None and bias not in constants):
+        return "a convolution whose weight or bias is trained, of other than 2 dimensions"
     padding, transposed, extra = (node.args[index] for index in (4, 6, 7))
     assert isinstance(padding, Sequence)
     assert isinstance(extra, Sequence)
@@ -87,14 +95,16 @@ def _refuse_argmax(node: fx.Node) -> str | None:
 
 
 _CHECKS: Final[Mapping[Any, _Check]] = {
-    _aten.add.Tensor: _refuse_scaled,
-    _aten.addmm.default: _refuse_scaled,
+    _aten.add.Tensor: _refuse_arithmetic,
+    _aten.addmm.default: _refuse_arithmetic,
     _aten.argmax.default: _refuse_argmax,
     _aten.constant_pad_nd.default: _refuse_pad,
-    _aten.convolution.default: _refuse_convolution,
-    _aten.div.Tensor: _refuse_scaled,
+    _aten.div.Tensor: _refuse_arithmetic,
     _aten.index.Tensor: refuse_index,
     _aten.index_put.default: refuse_index_put,
     _aten.max_pool2d_with_indices.default: _refuse_pooling,
-    _aten.sub.Tensor: _refuse_scaled,
+    _aten.maximum.default: _refuse_arithmetic,
+    _aten.minimum.default: _refuse_arithmetic,
+    _aten.mul.Tensor: _refuse_arithmetic,
+    _aten.sub.Tensor: _refuse_arithmetic,
 }

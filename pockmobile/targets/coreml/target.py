@@ -15,6 +15,7 @@ from pockmobile.passes import (
     EliminateCommon,
     FoldConstants,
     Pass,
+    SpreadPowers,
     computed_in_half,
 )
 from pockmobile.targets.base import LoweredMethod, Target, check_loss_scale
@@ -79,6 +80,8 @@ class CoreML(Target):
     def passes(self) -> Sequence[Pass]:
         """Returns the rewrites into operators that Core ML takes."""
         return (
+            # Before powers are written as products.
+            SpreadPowers(),
             Decompose("coreml", select),
             Canonicalize(),
             # A convolution is written by whether its weight is a constant: fold first.
