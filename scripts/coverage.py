@@ -22,10 +22,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pockmobile.errors import UnsupportedOperatorError
-from pockmobile.targets import TARGETS
 from tests.layer_cases import NUM_STEPS, TOLERANCE, layer_subject, loss_subject, train
 from tests.layers import FAMILIES, REFUSED
 from tests.losses import LOSSES
+from tests.parity_cases import TARGETS
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _DOCUMENT: Final = _ROOT / "docs" / "coverage.md"
