@@ -306,6 +306,7 @@ _OPERATORS: Final[Mapping[str, Callable[[Arguments], Tensor]]] = {
     "select": _select,
     "sigmoid": _unary(torch.sigmoid),
     "sign": _unary(torch.sign),
+    "silu": _unary(func.silu),
     "sin": _unary(torch.sin),
     "slice_by_index": _slice,
     "softmax": _softmax,

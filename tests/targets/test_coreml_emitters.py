@@ -58,6 +58,7 @@ _ELEMENTWISE: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "exponentials": lambda x, y: x.exp() + y.log() + x.expm1() + (x * 1e-3).expm1(),
     "signs": lambda x, y: x.abs() + x.neg() + x.sign() + x.ceil() + y.floor(),
     "activations": lambda x, y: x.relu() + x.tanh() + x.sigmoid() + func.leaky_relu(x, 0.2),
+    "silu": lambda x, y: x * x.sigmoid() + y,
     "gelu": lambda x, y: func.gelu(x) + func.gelu(y, approximate="tanh") + x.erf(),
     "waves": lambda x, y: x.sin() + y.cos(),
     "choice": lambda x, y: torch.where((x > y) | ~(x <= 0.1), x, y),
