@@ -286,7 +286,9 @@ def head_layers(layers: Sequence[Layer]) -> list[Layer]:
     Raises:
         PlanError: the model has none.
     """
-    ends = [layer for layer in layers if layer.kind in ("linear", "convolution")]
+    ends = [
+        layer for layer in layers if layer.kind in ("linear", "convolution") and layer.towers
+    ]
     if not ends:
         raise PlanError(
             "the model has no linear or convolution layer, so no head; write a plan file"

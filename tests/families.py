@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from tests.layer_cases import Subject, initialised
 from tests.losses import ROWS, Criterion
 
+PLANS: Final = ("full", "sparse:1:1", "lora:4")
+"""One of each kind of plan."""
+
 Draw = Callable[[torch.Generator], Tensor]
 NUM_CLASSES: Final = 3
 _NUM_TOKENS: Final = 64

@@ -72,6 +72,33 @@ def weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
     return direction * (length / (direction * direction).sum(others, keepdim=True).sqrt())
 
 
+class _Length(torch.autograd.Function):
+    """The length of vectors, whose gradient is zero where they are, without a `where`."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, dims: list[int]) -> Tensor:
+        length = (x * x).sum(dims, keepdim=True).sqrt()
+        ctx.save_for_backward(x, length)
+        return length
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        x, length = ctx.saved_tensors  # type: ignore[attr-defined]
+        return grad * (x / length.clamp(min=_SHORTEST)), None
+
+
+def vector_norm(
+    x: Tensor, order: float = 2, dim: int | Sequence[int] | None = None, keepdim: bool = False,
+    **kwargs: Any,
+) -> Tensor:  # fmt: skip
+    """Returns lengths of vectors, or other norms as PyTorch computes them."""
+    if order != 2 or kwargs.get("dtype") is not None:
+        return torch.linalg.vector_norm(x, order, dim, keepdim, **kwargs)
+    dims = [dim] if isinstance(dim, int) else [*(range(x.dim()) if dim is None else dim)]
+    length: Tensor = _Length.apply(x, dims)  # type: ignore[no-untyped-call]
+    return length if keepdim else length.squeeze(dims)
+
+
 def embedding_bag(
     table: Tensor, indices: Tensor, offsets: Tensor, scale_grad_by_freq: bool = False,
     mode: int = 0, sparse: bool = False, weights: Tensor | None = None,
@@ -122,6 +149,7 @@ def _single(numbers: int | Sequence[int]) -> int:
 
 _MEAN, _MAX = 1, 2
 _ABSENT: Final = -1e30
+_SHORTEST: Final = 1e-30
 
 PLAIN: Final[Mapping[Any, Callable[..., Any]]] = {
     _aten.conv1d.default: conv1d,
@@ -129,6 +157,7 @@ PLAIN: Final[Mapping[Any, Callable[..., Any]]] = {
     _aten.conv2d.padding: padded_conv2d,
     _aten.conv_transpose1d.default: conv_transpose1d,
     _aten.bilinear.default: bilinear,
+    _aten.linalg_vector_norm.default: vector_norm,
     _aten._weight_norm.default: weight_norm,
     _aten.embedding_bag.default: embedding_bag,
     _aten.embedding_bag.padding_idx: embedding_bag,

@@ -15,7 +15,7 @@ def towers_of(
 
     A head is a linear layer or convolution behind which the model's first output, on which
     the loss is computed, has no other. CLIP has two, one for images and one for texts. What
-    comes after the heads belongs to each of them.
+    comes after the heads belongs to each of them, what that output is not made from to none.
     """
     ends = {node for node, layer in layers if layer.kind in ("linear", "convolution")}
     counted = _before_output(graph)
@@ -30,7 +30,9 @@ def towers_of(
             num_heads += 1
         reached[node] = behind
     every = frozenset(range(max(num_heads, 1)))
-    return {node: reached.get(node, frozenset()) or every for node, _ in layers}
+    return {
+        node: (reached[node] or every) if node in reached else frozenset() for node, _ in layers
+    }
 
 
 def _before_output(graph: fx.Graph) -> set[fx.Node]:
