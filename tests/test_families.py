@@ -21,8 +21,8 @@ _SELECTED: Final = (
     ("t5", "sparse:1:1", "xnnpack"),
     ("whisper", "full", "portable"),
     ("clip", "sparse:1:1", "xnnpack"),
-    ("siglip", "sparse:1:1", "portable"),
-    ("efficientnet", "lora:4", "xnnpack"),
+    ("siglip", "sparse:1:1", "xnnpack"),
+    ("resnet-bottleneck", "lora:4", "xnnpack"),
     ("convnext", "sparse:1:1", "xnnpack"),
 )
 """One of each kind; the others are compared in the long matrix."""

@@ -93,7 +93,8 @@ def vector_norm(
 ) -> Tensor:  # fmt: skip
     """Returns lengths of vectors, or other norms as PyTorch computes them."""
     if order != 2 or kwargs.get("dtype") is not None:
-        return torch.linalg.vector_norm(x, order, dim, keepdim, **kwargs)
+        norm: Tensor = torch.linalg.vector_norm(x, order, dim, keepdim, **kwargs)
+        return norm
     dims = [dim] if isinstance(dim, int) else [*(range(x.dim()) if dim is None else dim)]
     length: Tensor = _Length.apply(x, dims)  # type: ignore[no-untyped-call]
     return length if keepdim else length.squeeze(dims)
