@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -qq --disable-pip-version-check '$(TORCH)' 2>/dev/null \
 		|| $(BIN)/pip install -qq --disable-pip-version-check --extra-index-url $(TORCH_INDEX) '$(TORCH)'
-	@$(BIN)/pip install -qq --disable-pip-version-check --editable '.[dev,plots]'
+	@$(BIN)/pip install -qq --disable-pip-version-check --editable '.[dev,plots,qnn]'
 	@touch $@
 
 check: $(STAMP) ## Lint, formatting, types and architecture

@@ -10,13 +10,17 @@ if TYPE_CHECKING:
     from pockmobile.planner import find_plan
     from pockmobile.search import Budget
     from pockmobile.session import Session
+    from pockmobile.targets.coreml import CoreML
+    from pockmobile.targets.qnn import Qnn
 
 _HOMES: Final = {
     "AdamW": "pockmobile.optim",
     "Budget": "pockmobile.search",
+    "CoreML": "pockmobile.targets.coreml",
     "Lion": "pockmobile.optim",
     "Momentum": "pockmobile.optim",
     "Program": "pockmobile.compiler",
+    "Qnn": "pockmobile.targets.qnn",
     "SGD": "pockmobile.optim",
     "Session": "pockmobile.session",
     "Slice": "pockmobile.plan",
@@ -29,9 +33,11 @@ __all__ = [
     "SGD",
     "AdamW",
     "Budget",
+    "CoreML",
     "Lion",
     "Momentum",
     "Program",
+    "Qnn",
     "Session",
     "Slice",
     "UpdatePlan",

@@ -32,7 +32,7 @@ from pockmobile.fitting import fit
 from pockmobile.graph import JointGraph, Role
 from pockmobile.loss import Loss, resolve_loss
 from pockmobile.optim import SGD, Optimizer
-from pockmobile.pipeline import pruning, rewriting
+from pockmobile.pipeline import pruning, rewriting, rounding
 from pockmobile.plan import UpdatePlan, check_plan, resolve_plan
 from pockmobile.targets import Target, lower_program, resolve_target
 
@@ -68,7 +68,7 @@ def compile(
     plan: str | Path | UpdatePlan = "full",
     optimizer: Optimizer | None = None,
     clip_norm: float | None = None,
-    target: str = "xnnpack",
+    target: str | Target = "xnnpack",
     predict_batch_size: int = 1,
     split: bool = False,
     frozen_weights: str = "fp32",
@@ -92,7 +92,8 @@ def compile(
         optimizer: `SGD` (the default), `Momentum`, `AdamW` or `Lion`; the learning rate is
             an input of each step.
         clip_norm: the joint norm to which gradients are clipped, if any.
-        target: `xnnpack` or `portable`.
+        target: `xnnpack`, `coreml`, `qnn` or `portable`, or a target with options of its own,
+            like `CoreML(precision="fp16")` or `Qnn(soc="SM8550")`.
         predict_batch_size: the batch of `predict`; a model or an archive that takes the
             example's batch alone keeps that.
         split: adds a method `encode` for what comes before the first layer that learns, so
@@ -116,9 +117,11 @@ def compile(
         UsageError: a loss, a plan, a target or weights of an unknown name, or a budget that
             cannot be kept.
         UnsupportedOperatorError: the runtime lacks an operator.
+        MissingLibraryError: a library that the target compiles with is missing.
     """
     chosen_loss = resolve_loss(loss)
     chosen_target = resolve_target(target, frozen_weights)
+    chosen_target.check_ready()
     progress("export the forward pass")
     plain = export_forward(model, example_args, example_kwargs)
     resolved = resolve_plan(plan, describe_layers(plain))
@@ -130,7 +133,13 @@ def compile(
     for target_name, value in targets.items():
         target_range.check(target_name, value)
     progress("capture the joint graph")
-    joint = capture_joint(forward, forward.inputs, targets, chosen_loss)
+    joint = capture_joint(
+        forward,
+        forward.inputs,
+        targets,
+        chosen_loss,
+        gradient_scale=chosen_target.gradient_scale,
+    )
     progress("capture predict")
     small = _resized(model, whole, example_args, example_kwargs, predict_batch_size)
     others = {"predict": capture_predict(small, small.inputs)}
@@ -145,11 +154,14 @@ def compile(
     )
     rewritten = _rewrite(joint, others, recipe, progress)
     progress("lower")
-    lowered = {method: chosen_target.lower(g) for method, g in rewritten.graphs.items()}
+    lowered = {
+        method: chosen_target.lower(graph, method=method)
+        for method, graph in rewritten.graphs.items()
+    }
     description = Description(
         name=name or type(model).__name__,
         sha256=_weights_sha256(whole),
-        target=target,
+        target=chosen_target,
         frozen_weights=frozen_weights,
         methods={m: MethodDescription(g, lowered[m]) for m, g in rewritten.graphs.items()},
         input_limits=_input_limits([joint, *others.values()]),
@@ -200,6 +212,7 @@ def _rewrite(
     train, rest = p.run_passes(
         pruned,
         [
+            *rounding(recipe.target),
             p.AppendOptimizer(recipe.optimizer, recipe.clip_norm),
             p.Canonicalize(),
             p.RemoveNoops(),

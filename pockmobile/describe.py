@@ -14,7 +14,7 @@ from pockmobile.loss import Loss, TargetRange
 from pockmobile.optim import Optimizer
 from pockmobile.passes import PassRun
 from pockmobile.plan import PLAN_FORMAT, UpdatePlan
-from pockmobile.targets.base import LoweredMethod
+from pockmobile.targets.base import LoweredMethod, Target
 
 _NUM_MOMENTS: Final = 72
 
@@ -35,7 +35,7 @@ class Description:
 
     name: str
     sha256: str
-    target: str
+    target: Target
     frozen_weights: str
     methods: Mapping[str, MethodDescription]
     input_limits: Mapping[str, int]
@@ -65,7 +65,7 @@ def describe(description: Description, planned: Mapping[str, int]) -> m.Manifest
             executorch=version("executorch"),
         ),
         model=m.Model(description.name, description.sha256),
-        target=description.target,
+        target=description.target.name,
         methods={
             name: _method(description, method, planned[name], follows=name == "train_step")
             for name, method in description.methods.items()
@@ -83,6 +83,7 @@ def describe(description: Description, planned: Mapping[str, int]) -> m.Manifest
         ),
         passes=_passes(description),
         application={},
+        target_options=description.target.options(),
     )
 
 
@@ -113,6 +114,10 @@ def _method(
             for item, count in groups.items()
         ),
         moments=_moments(lowered.memory) if follows else (),
+        delegates=tuple(
+            m.Delegate(item.backend, item.num_bytes, item.operators)
+            for item in lowered.delegates
+        ),
     )
 
 

@@ -32,6 +32,10 @@ class UnsupportedOperatorError(PockmobileError):
     """An operator that has no gradient, or that the runtime does not have."""
 
 
+class MissingLibraryError(PockmobileError):
+    """A library of a vendor that a target needs, and that is not there or does not work."""
+
+
 class ArtifactError(PockmobileError):
     """A `.pte` that is damaged, or that pockmobile did not write."""
 

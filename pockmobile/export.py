@@ -30,6 +30,7 @@ from pockmobile.options.common import (
     optimizer_of,
     write_text,
 )
+from pockmobile.options.targets import TARGETS, add_target_options, check_target, target_of
 from pockmobile.plan import PRESET_SYNTAX
 
 # torch takes seconds to import: arguments are parsed before, and --help needs none of it.
@@ -50,6 +51,8 @@ examples:
   pockmobile export model.pt2 --plan last:2
   pockmobile export weights.safetensors --model my.models:make_net --input-shape 3,224,224
   pockmobile export lm.pt2 --loss next_token --optimizer adamw --weight-decay 0.01
+  pockmobile export model.pt2 --target coreml --precision fp16
+  pockmobile export model.pt2 --target qnn --soc SM8650
   pockmobile export model.pt2 --plan auto --data train.safetensors --memory-budget 24MB"""
 _AUTO: Final = "auto"
 
@@ -72,6 +75,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "-o", "--output", metavar="FILE", type=Path, help="the program (default: MODEL as .pte)"
     )
     parser.add_argument("--quiet", action="store_true", help="print errors only")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the report, and write nothing; what QNN would take is told without its "
+        "libraries",
+    )
     examples = parser.add_argument_group("model and examples")
     add_model_options(examples)
     _add_example_options(examples)
@@ -96,7 +105,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "int4 takes less memory and more time than int8, for linear layers; by about 2 %% "
         "(default: fp32)",
     )
-    add_training_options(training)
+    add_training_options(training, TARGETS)
+    add_target_options(parser)
     add_optimizer_options(parser.add_argument_group("optimizer"))
     auto = parser.add_argument_group("with --plan auto")
     add_task_options(
@@ -139,6 +149,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.input_shape and options.example_inputs:
         raise UsageError("--input-shape and --example-inputs exclude each other; give one")
     constants(options)
+    check_target(options)
     if options.frozen_weights != "fp32" and options.target != "xnnpack":
         raise UsageError(
             f"--frozen-weights {options.frozen_weights} needs --target xnnpack, found "
@@ -153,6 +164,11 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _check_auto(options: argparse.Namespace) -> None:
+    if options.target in ("coreml", "qnn"):
+        raise UsageError(
+            "--plan auto knows what layers cost on xnnpack and portable, found --target "
+            f"{options.target}; find the plan with `analyze`, then give the file that it writes"
+        )
     if options.input_shape or options.example_inputs:
         raise UsageError(
             "--plan auto takes its examples from --data; leave --input-shape and "
@@ -174,8 +190,9 @@ def _run(options: argparse.Namespace) -> None:
     start = time.perf_counter()
     with Progress(quiet=options.quiet) as progress:
         program, findings = _export(options, progress)
-        progress("save")
-        program.save(options.output)
+        if not options.dry_run:
+            progress("save")
+            program.save(options.output)
     if options.quiet:
         return
     if findings is not None:
@@ -184,8 +201,9 @@ def _run(options: argparse.Namespace) -> None:
         print(render_text(findings))
         print(f"\nwrote {_plan_file(options)}; {options.runs} can be deleted\n")
     print(program.report())
+    done = "a dry run: wrote nothing" if options.dry_run else f"wrote {options.output}"
     print(
-        f"wrote {options.output} in {time.perf_counter() - start:.1f} s, "
+        f"{done} in {time.perf_counter() - start:.1f} s, "
         f"peak memory {peak_memory() / 1e6:.0f} MB"
     )
 
@@ -234,7 +252,7 @@ def _compile(
         plan=plan,
         optimizer=optimizer_of(options),
         clip_norm=options.clip_norm,
-        target=options.target,
+        target=target_of(options, dry_run=options.dry_run),
         predict_batch_size=options.predict_batch_size,
         split=options.split,
         frozen_weights=options.frozen_weights,

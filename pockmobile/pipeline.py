@@ -12,6 +12,12 @@ def pruning(plan: UpdatePlan) -> Sequence[p.Pass]:
     return [p.Canonicalize(), p.ApplyPlan(plan), p.Prune()]
 
 
+def rounding(target: Target) -> Sequence[p.Pass]:
+    """Brings gradients in float16, where the target computes them so, to the optimizer."""
+    scale = target.gradient_scale
+    return [] if scale is None else [p.RoundGradients(scale)]
+
+
 def simplification() -> Sequence[p.Pass]:
     """Rewrites plain ATen into less of it, whatever the target."""
     return [

@@ -7,6 +7,7 @@ kept as they come, so a run that was stopped goes on where it was:
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -22,7 +23,6 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pockmobile.errors import UnsupportedOperatorError
-from pockmobile.targets import TARGETS
 from tests.families import FAMILIES as MODELS
 from tests.families import PLANS, family_subject
 from tests.layer_cases import (
@@ -35,9 +35,11 @@ from tests.layer_cases import (
 )
 from tests.layers import FAMILIES, REFUSED
 from tests.losses import LOSSES
+from tests.parity_cases import TARGETS
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _DOCUMENTS: Final = _ROOT / "docs"
+_LINE: Final = re.compile(r", [^ ,]*layers\.py:\d+")
 _LOSSES: Final = "losses"
 _REFUSED: Final = "refused"
 _SECTIONS: Final[Mapping[str, Iterable[str]]] = {
@@ -163,7 +165,8 @@ def _figures(row: Row) -> list[str]:
 
 
 def _refusals(rows: list[Row]) -> list[str]:
-    messages = {row.name: row.refusal for row in rows}
+    # The line is that of the table: it says nothing to readers.
+    messages = {row.name: _LINE.sub("", row.refusal) for row in rows}
     return [f"- {name}: {message}" for name, message in messages.items()]
 
 
@@ -173,9 +176,7 @@ def _run(family: str, name: str, target: str) -> Row:
         with tempfile.TemporaryDirectory() as folder:
             outcome = train(_subject(family, name), target, Path(folder))
     except UnsupportedOperatorError as error:
-        # Lines of this computer's files say nothing to readers.
-        message = str(error).replace(f"{_ROOT}/", "")
-        return Row(family, name, target, refusal=message)
+        return Row(family, name, target, refusal=str(error))
     return Row(family, name, target, **asdict(outcome))
 
 

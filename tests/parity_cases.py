@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor, nn
 
 import pockmobile
 from pockmobile import models
+from pockmobile.artifact.manifest import Manifest
 from pockmobile.models.llama import Llama
 from pockmobile.models.transformer_lm import TransformerLM
 from pockmobile.optim import SGD, AdamW, Lion, Momentum, Optimizer
@@ -163,23 +164,49 @@ def worst_excess(case: Case, folder: Path, num_steps: int = NUM_STEPS) -> float:
     program = compile_case(case)
     path = folder / f"{case}.pte"
     program.save(path)
-    session = Session(path)
     eager = Eager(model_of(case.subject), program, OPTIMIZERS[case.optimizer])
-    subject = SUBJECTS[case.subject]
+    worst = follow(Session(path), eager, SUBJECTS[case.subject], case.optimizer, num_steps)
+    path.unlink()
+    return worst
+
+
+class Trained(Protocol):
+    """What parity needs of a session."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Names the state."""
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """The state tensors by name."""
+
+    def step(self, inputs: Tensor, targets: Tensor, *, lr: float) -> float:
+        """Takes a step and returns the loss before it."""
+
+
+def follow(
+    session: Trained,
+    eager: Eager,
+    subject: Subject,
+    optimizer: str,
+    num_steps: int,
+    allowed: tuple[float, float] = (ABSOLUTE, RELATIVE),
+) -> float:
+    """Trains both, and returns the largest |difference| / (absolute + relative |eager|)."""
     # Steps of one sign, or of one size, move every weight: keep those small.
-    lr = subject.lr * (0.02 if case.optimizer in ("adamw", "lion") else 1.0)
+    lr = subject.lr * (0.02 if optimizer in ("adamw", "lion") else 1.0)
     generator = torch.Generator().manual_seed(2)
     worst = 0.0
     for _ in range(num_steps):
         inputs, labels = subject.batch(generator)
         losses = session.step(inputs, labels, lr=lr), eager.step(inputs, labels, lr)
-        worst = max(worst, _excess(torch.tensor(losses[0]), torch.tensor(losses[1])))
-        worst = max(worst, _state_excess(session, eager))
-    path.unlink()
+        worst = max(worst, _excess(*map(torch.tensor, losses), allowed))
+        worst = max(worst, _state_excess(session, eager, allowed))
     return worst
 
 
-def _state_excess(session: Session, eager: Eager) -> float:
+def _state_excess(session: Trained, eager: Eager, allowed: tuple[float, float]) -> float:
     worst, num_adopted, state = 0.0, 0, session.state
     for entry in session.manifest.state:
         found, expected = state[entry.name], eager.state_of(entry)
@@ -189,13 +216,14 @@ def _state_excess(session: Session, eager: Eager) -> float:
             eager.adopt(entry.name, adopted, found)
             expected = eager.state_of(entry)
             num_adopted += int(adopted.sum())
-        worst = max(worst, _excess(found, expected))
+        worst = max(worst, _excess(found, expected, allowed))
     num_values = sum(leaf.numel() for leaf in eager.leaves.values())
     assert num_adopted <= max(1, 0.05 * num_values), "too much was left to rounding"
     return worst
 
 
-def _excess(found: Tensor, expected: Tensor) -> float:
-    allowed = ABSOLUTE + RELATIVE * expected.abs()
+def _excess(found: Tensor, expected: Tensor, allowed: tuple[float, float]) -> float:
+    absolute, relative = allowed
+    limits = absolute + relative * expected.abs()
     # A number that is not finite is no parity, whatever it is compared with.
-    return torch.nan_to_num((found - expected).abs() / allowed, nan=torch.inf).max().item()
+    return torch.nan_to_num((found - expected).abs() / limits, nan=torch.inf).max().item()

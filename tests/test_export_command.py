@@ -16,6 +16,7 @@ from torch import nn
 from pockmobile import __main__, export
 from pockmobile.errors import ModelError, UnsupportedOperatorError
 from pockmobile.optim import SGD, AdamW, Lion, Momentum
+from pockmobile.targets import CoreML, Qnn
 
 
 @dataclass
@@ -99,6 +100,7 @@ def test_the_defaults(
         "predict_batch_size": 1,
         "split": False,
         "frozen_weights": "fp32",
+        "memory_budget": None,
         "name": "model",
     }
     output, errors = capsys.readouterr()
@@ -127,6 +129,16 @@ def test_all_options(compiler: FakeCompiler, tmp_path: Path) -> None:
     assert compiler.options["predict_batch_size"] == 3
     assert compiler.options["split"] is True
     assert compiler.options["name"] == "Linear"
+
+
+def test_core_ml_with_options(compiler: FakeCompiler, model: Path) -> None:
+    assert export.main([str(model), "--target", "coreml"]) == 0
+    assert compiler.options["target"] == CoreML()
+    arguments = "--target coreml --precision fp16 --ios 16 --compute-units cpu_and_ne"
+    assert export.main([str(model), *arguments.split(), "--loss-scale", "64"]) == 0
+    assert compiler.options["target"] == CoreML(
+        precision="fp16", ios=16, compute_units="cpu_and_ne", loss_scale=64.0
+    )
 
 
 def test_quiet_prints_nothing(
@@ -171,6 +183,18 @@ def test_optimizers(
             "int4 needs --target xnnpack, found portable",
         ),
         ("--frozen-weights int2", "invalid choice: 'int2'"),
+        ("--precision fp16", "--precision needs --target coreml, found xnnpack"),
+        ("--target portable --ios 17", "--ios needs --target coreml, found portable"),
+        ("--target coreml --loss-scale 8", "--loss-scale needs --precision fp16"),
+        ("--target coreml --ios 14", "argument --ios: invalid choice: 14"),
+        (
+            "--target coreml --frozen-weights int8",
+            "--frozen-weights int8 needs --target xnnpack, found coreml",
+        ),
+        (
+            "--target coreml --plan auto --data x.npz",
+            "--plan auto knows what layers cost on xnnpack and portable, found --target coreml",
+        ),
         ("--batch-size 0", "argument --batch-size: expected a whole number from 1, found '0'"),
         ("--clip-norm 0", "argument --clip-norm: expected a number above 0, found '0'"),
         ("--clip-norm much", "argument --clip-norm: expected a number above 0, found 'much'"),
@@ -279,3 +303,37 @@ def test_the_commands_stand_under_one_name(
         capsys.readouterr().err
         == "error: no command 'exprot': expected analyze, export, inspect, personalize\n"
     )
+
+
+def test_a_dry_run_for_qnn_compiles_nothing_and_writes_nothing(
+    compiler: FakeCompiler, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(model), "--target", "qnn", "--soc", "SM8550", "--dry-run"]
+    assert export.main(command) == 0
+    assert compiler.options["target"] == Qnn(soc="SM8550", compiles=False)
+    assert not model.with_suffix(".pte").exists()
+    assert capsys.readouterr().out.startswith("the report\na dry run: wrote nothing in ")
+    assert export.main([*command[:-1], "--loss-scale", "64"]) == 0
+    assert compiler.options["target"] == Qnn(soc="SM8550", loss_scale=64.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--soc", "SM8550"], "--soc needs --target qnn, found xnnpack"),
+        (["--loss-scale", "8"], "--loss-scale needs --target coreml or qnn, found xnnpack"),
+        (["--target", "qnn", "--ios", "17"], "--ios needs --target coreml, found qnn"),
+        (["--target", "qnn", "--soc", "X"], "unknown SoC 'X'"),
+    ],
+)
+def test_options_of_targets(
+    arguments: list[str], message: str, compiler: FakeCompiler, model: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert export.main([str(model), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_memory_budget_is_the_programs_own(model: Path, compiler: FakeCompiler) -> None:
+    assert export.main([str(model), "--memory-budget", "1.5MB", "--quiet"]) == 0
+    assert compiler.options["memory_budget"] == 1_500_000

@@ -228,3 +228,8 @@ def test_a_split_holds_out_a_fifth_and_keeps_pairs() -> None:
     assert torch.equal(train.targets[0], train.args[0] + 2)
     again, _ = examples.split(seed=0)
     assert torch.equal(again.args[0], train.args[0])
+
+
+def test_a_target_whose_costs_are_unknown_is_refused() -> None:
+    with pytest.raises(UsageError, match="was measured for portable and xnnpack alone"):
+        Settings(target="qnn")

@@ -202,6 +202,7 @@ MASKED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         lambda x: func.softplus(x, 2.0, 1.0),
     ),
     "log_sigmoid": (lambda x: masks.log_sigmoid(x)[0], func.logsigmoid),
+    "celu": (lambda x: masks.celu(x, 0.7), lambda x: func.celu(x, 0.7)),
     "hardshrink": (masks.hardshrink, func.hardshrink),
     "softshrink": (masks.softshrink, func.softshrink),
 }

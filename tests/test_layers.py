@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from pockmobile.errors import UnsupportedOperatorError
-from pockmobile.targets import TARGETS
 from tests.layer_cases import (
     TOLERANCE,
     compile_subject,
@@ -16,6 +15,7 @@ from tests.layer_cases import (
 )
 from tests.layers import FAMILIES, LAYERS, REFUSED
 from tests.losses import LOSSES
+from tests.parity_cases import TARGETS
 
 _MOST = 16
 """Layers of one program: more take longer than apart."""

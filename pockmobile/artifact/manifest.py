@@ -90,6 +90,18 @@ class Moment:
 
 
 @dataclass(frozen=True)
+class Delegate:
+    """What the runtime's `backend` computes: `num_bytes` of the file.
+
+    `operators` counts the graph's operators inside by name.
+    """
+
+    backend: str
+    num_bytes: int
+    operators: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Method:
     """One method of the program; `num_operators` run on each call, delegated or outside.
 
@@ -107,6 +119,7 @@ class Method:
     num_delegated: int
     outside: tuple[OutsideOperator, ...]
     moments: tuple[Moment, ...] = ()
+    delegates: tuple[Delegate, ...] = ()
 
     def inputs_of(self, role: Role) -> tuple[Tensor, ...]:
         """Returns the inputs of that role, in order."""
@@ -163,7 +176,8 @@ class PassRecord:
 class Manifest:
     """The manifest, format 1; fields are named and ordered as in its JSON.
 
-    `optimizer` holds its `name` and its constants; `application` is free for the host.
+    `optimizer` holds its `name` and its constants; `application` is free for the host;
+    `target_options` is what was chosen for the target.
     """
 
     versions: Versions
@@ -181,11 +195,18 @@ class Manifest:
     num_nodes: NumNodes
     passes: tuple[PassRecord, ...]
     application: Mapping[str, object]
+    target_options: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def parameters(self) -> tuple[StateEntry, ...]:
         """The state entries that are parameters; they come first in the state."""
         return tuple(entry for entry in self.state if entry.role == "parameter")
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The runtime's backends that delegates are for, by name, in order."""
+        found = {item.backend for method in self.methods.values() for item in method.delegates}
+        return tuple(sorted(found))
 
     @property
     def is_split(self) -> bool:

@@ -10,6 +10,8 @@ _UNITS: Final = ("kB", "MB", "GB", "TB", "PB")
 _GAP: Final = "  "
 _LOSSES_DIFFER: Final[Mapping[str, int]] = {"int8": 1, "int4": 2}
 """By how many hundredths, over frozen weights so held."""
+_NUM_NAMED: Final = 8
+"""Operators of a delegate that are named; the manifest has them all."""
 _BARS: Final = " ▁▂▃▄▅▆▇█"
 
 
@@ -20,6 +22,7 @@ def render(manifest: Manifest, file_bytes: int) -> str:
         _trained(manifest),
         _methods(manifest),
         _memory(manifest),
+        _delegates(manifest),
         _outside(manifest),
     )
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
@@ -52,7 +55,7 @@ def _summary(manifest: Manifest, file_bytes: int) -> list[str]:
         f"executorch {versions.executorch}"
     )
     rows = [
-        ("model", f"{manifest.model.name} for {manifest.target}"),
+        ("model", f"{manifest.model.name} for {manifest.target}{_options(manifest)}"),
         ("loss", manifest.loss),
         ("optimizer", optimizer + clip),
         ("plan", manifest.plan.preset or "custom"),
@@ -63,6 +66,11 @@ def _summary(manifest: Manifest, file_bytes: int) -> list[str]:
         ("made by", made_by),
     ]
     return table(rows, "<<")
+
+
+def _options(manifest: Manifest) -> str:
+    chosen = [f"{name} {value}" for name, value in manifest.target_options.items()]
+    return f" ({', '.join(chosen)})" if chosen else ""
 
 
 def _precision(manifest: Manifest) -> str:
@@ -124,6 +132,23 @@ def _memory(manifest: Manifest) -> list[str]:
         f"workspace over train_step, at most {human_bytes(peak.num_bytes)}{where}",
         _GAP + "".join(_BARS[level] for level in levels),
     ]
+
+
+def _delegates(manifest: Manifest) -> list[str]:
+    rows = [
+        (name, item.backend, human_bytes(item.num_bytes), _most(item.operators))
+        for name, method in manifest.methods.items()
+        for item in method.delegates
+    ]
+    return ["delegates", *_indent(table(rows, "<<><"))] if rows else []
+
+
+def _most(operators: Mapping[str, int]) -> str:
+    """Names the operators that are there most often, and counts the others."""
+    ordered = sorted(operators.items(), key=lambda item: (-item[1], item[0]))
+    named = [f"{count} {name.split('.')[1]}" for name, count in ordered[:_NUM_NAMED]]
+    others = sum(count for _, count in ordered[_NUM_NAMED:])
+    return ", ".join([*named, f"{others} others"] if others else named)
 
 
 def _share(method: Method) -> str:

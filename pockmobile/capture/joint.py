@@ -60,12 +60,18 @@ class _TracedInterpreter(ForwardInterpreter):
 
 
 def capture_joint(
-    forward: Forward, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], loss: Loss
+    forward: Forward,
+    inputs: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    loss: Loss,
+    *,
+    gradient_scale: float | None = None,
 ) -> JointGraph:
     """Returns the joint graph for inputs and targets of these shapes.
 
     Its inputs are all parameters, all buffers, the inputs and the targets; its outputs the
     loss (float32 []), the metrics, and a gradient for each parameter that influences the loss.
+    Gradients are computed as multiples of `gradient_scale`, if there is one.
 
     Raises:
         ModelError: the loss does not fit the model's outputs.
@@ -80,9 +86,10 @@ def capture_joint(
                     tensors[name] = tensors[name].detach().requires_grad_()
             result = _evaluate(forward, tensors, inputs, targets, loss)
             names = [name for name in forward.parameters if tensors[name].requires_grad]
+            seed = torch.full_like(result.loss, gradient_scale or 1.0)
             with explaining_gradients():
                 grads = torch.autograd.grad(
-                    result.loss, [tensors[name] for name in names], allow_unused=True
+                    result.loss, [tensors[name] for name in names], seed, allow_unused=True
                 )
         pairs = zip(names, grads, strict=True)
         return (

@@ -45,6 +45,12 @@ def prelu_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Ten
     return passed + rest * weight, rest * x
 
 
+def celu(x: Tensor, alpha: float = 1.0) -> Tensor:
+    """Is an exponential linear unit whose halves meet without a kink."""
+    result: Tensor = _aten.elu.default(x, alpha, 1.0, 1.0 / alpha)
+    return result
+
+
 def elu_backward(
     grad: Tensor, alpha: float, scale: float, slope: float, is_result: bool, x: Tensor
 ) -> Tensor:
@@ -115,6 +121,7 @@ MASKS: Final[Mapping[Any, Callable[..., Any]]] = {
     _aten.leaky_relu_backward.default: leaky_relu_backward,
     _aten._prelu_kernel.default: prelu,
     _aten._prelu_kernel_backward.default: prelu_backward,
+    _aten.celu.default: celu,
     _aten.elu_backward.default: elu_backward,
     _aten.hardsigmoid_backward.default: hardsigmoid_backward,
     _aten.hardswish_backward.default: hardswish_backward,

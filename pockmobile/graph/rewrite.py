@@ -1,7 +1,7 @@
 """Helpers with which passes add operators to a graph."""
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -15,6 +15,9 @@ MODULE_KEY: Final = "module"
 """Where a node keeps the path of the module that it came from, for reports."""
 LINE_KEY: Final = "line"
 """Where it keeps the file and line of the model's source, for errors."""
+
+OPTIMIZER: Final = "(optimizer)"
+"""The path of what belongs to no module but to the optimizer; no module can have it."""
 
 
 _FACTORIES: Final = (torch.ops.aten.full.default, torch.ops.aten.scalar_tensor.default)
@@ -85,13 +88,16 @@ def call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
     return node
 
 
-def inline(graph: fx.Graph, function: Callable[..., Any], args: Sequence[Any]) -> list[fx.Node]:
+def inline(
+    graph: fx.Graph, function: Callable[..., Any], args: Sequence[Any], *, module: str = ""
+) -> list[fx.Node]:
     """Traces `function` over `args` (nodes, numbers, lists) and adds its operators.
 
-    Numbers that the function makes tensors of become constants. Returns one node for each
-    tensor that the function returns.
+    Numbers that the function makes tensors of become constants. `module` is the path of the
+    module that the operators belong to. Returns one node for each tensor that the function
+    returns.
     """
-    return splice(graph, traced(function, args), args)
+    return splice(graph, traced(function, args), args, place={MODULE_KEY: module})
 
 
 def traced(function: Callable[..., Any], args: Sequence[Any]) -> fx.GraphModule:
@@ -118,17 +124,16 @@ def splice(
     traced: fx.GraphModule,
     args: Sequence[Any],
     *,
-    source: fx.Node | None = None,
+    place: Mapping[str, str],
 ) -> list[fx.Node]:
     """Adds traced operators, which take the nodes among `args`; returns their results.
 
-    They come from where `source` does.
+    `place` is where they come from, as `origin` says it.
     """
     owner = graph.owning_module
     assert owner is not None
     feed = iter(nodes_of(args))
     memo: dict[fx.Node, fx.Node] = {}
-    place = origin(source) if source is not None else {MODULE_KEY: ""}
     for node in traced.graph.nodes:
         if node.op == "placeholder":
             memo[node] = next(feed)

@@ -1,7 +1,7 @@
 """Model, training and optimizer: options, checks, and what the options make."""
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,7 +40,7 @@ def add_model_options(group: Any) -> None:
     )
 
 
-def add_training_options(group: Any) -> None:
+def add_training_options(group: Any, targets: Sequence[str] = ("xnnpack", "portable")) -> None:
     """Adds the loss and the target."""
     group.add_argument(
         "--loss",
@@ -50,7 +50,7 @@ def add_training_options(group: Any) -> None:
     )
     group.add_argument(
         "--target",
-        choices=("xnnpack", "portable"),
+        choices=tuple(targets),
         default="xnnpack",
         help="what runs it (default: xnnpack)",
     )

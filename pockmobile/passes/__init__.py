@@ -16,8 +16,10 @@ from pockmobile.passes.prune import Prune
 from pockmobile.passes.recompute import Recompute
 from pockmobile.passes.remove_noops import RemoveNoops
 from pockmobile.passes.reorder_for_memory import ReorderForMemory
+from pockmobile.passes.round_gradients import RoundGradients, computed_in_half
 from pockmobile.passes.scatter_last import ScatterLast
 from pockmobile.passes.split_one_hot import SplitOneHot
+from pockmobile.passes.spread_powers import SpreadPowers
 from pockmobile.passes.sum_rows import SumRows
 
 __all__ = [
@@ -39,8 +41,11 @@ __all__ = [
     "Recompute",
     "RemoveNoops",
     "ReorderForMemory",
+    "RoundGradients",
     "ScatterLast",
     "SplitOneHot",
+    "SpreadPowers",
     "SumRows",
+    "computed_in_half",
     "run_passes",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from pockmobile.errors import ModelError
 from pockmobile.graph import JointGraph, Port, Role
 from pockmobile.graph.joint import fake_like, set_results
-from pockmobile.graph.rewrite import inline, value_of
+from pockmobile.graph.rewrite import OPTIMIZER, inline, value_of
 from pockmobile.optim import Optimizer, clip_by_global_norm
 from pockmobile.passes.base import Numerics, Pass, finish
 
@@ -58,6 +58,7 @@ class AppendOptimizer(Pass):
                 graph.module.graph,
                 self._update,
                 [list(parameters.values()), grads, slot_nodes, lr_node],
+                module=OPTIMIZER,
             )
         losses = graph.output_nodes(Role.LOSS)
         set_results(graph.module, [*losses.values(), *new_state])

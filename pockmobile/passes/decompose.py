@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 from pockmobile.graph import JointGraph
 from pockmobile.graph.rewrite import (
     nodes_of,
+    origin,
     replace_node,
     replace_results,
     splice,
@@ -73,7 +74,7 @@ class Decompose(Pass):
         if not trace.present:
             return False
         with graph.module.graph.inserting_before(node):
-            nodes = splice(graph.module.graph, trace.operators, node.args, source=node)
+            nodes = splice(graph.module.graph, trace.operators, node.args, place=origin(node))
         if isinstance(node.meta["val"], torch.Tensor):
             replace_node(node, nodes[0])
         else:

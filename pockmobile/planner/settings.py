@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, final
 
+from pockmobile.cost.rates import RATES
+from pockmobile.errors import UsageError
 from pockmobile.optim import SGD, Optimizer
 from pockmobile.sensitivity import Schedule
 
@@ -23,6 +25,9 @@ class Settings:
     at the start (None: the optimizer's in `DEFAULT_RATES`); it falls to 0. `num_best` plans
     of the search are measured. `shows_progress` draws bars on stderr, if it is a terminal;
     `progress` is told each stage.
+
+    Raises:
+        UsageError: costs on the target were never measured.
     """
 
     optimizer: Optimizer = field(default_factory=SGD)
@@ -37,6 +42,15 @@ class Settings:
     store: Path | None = None
     shows_progress: bool = True
     progress: Callable[[str], None] = lambda _: None
+
+    def __post_init__(self) -> None:
+        """Refuses a target whose costs nobody measured."""
+        if self.target not in RATES:
+            raise UsageError(
+                f"plans for target {self.target} cannot be compared: what its operators cost "
+                f"was measured for {' and '.join(sorted(RATES))} alone; find a plan for one of "
+                "these, and compile that"
+            )
 
     @property
     def schedule(self) -> Schedule:

@@ -10,6 +10,7 @@ import torch
 from executorch.extension.pybindings import portable_lib
 from executorch.runtime import Program, Runtime, Verification
 
+from pockmobile import qualcomm
 from pockmobile.artifact.manifest import Manifest, Method, StateEntry, Tensor
 from pockmobile.artifact.program import check_program
 from pockmobile.errors import ArtifactError, UsageError
@@ -28,6 +29,8 @@ _DTYPES: Final = {
     15: "bfloat16",
 }
 
+
+_QNN: Final = "QnnBackend"
 
 _open: "WeakSet[LoadedProgram]" = WeakSet()
 
@@ -62,6 +65,26 @@ class LoadedProgram:
             raise ArtifactError(f"{self.path}: {error}") from error
         self._check_methods()
         _open.add(self)
+
+    def check_backends(self) -> None:
+        """Checks that the runtime has what the program's delegates need.
+
+        Raises:
+            MissingLibraryError: Qualcomm's libraries are missing.
+            UsageError: it has not.
+        """
+        known = self._runtime.backend_registry.registered_backend_names
+        missing = [name for name in self.manifest.backends if name not in known]
+        if missing:
+            raise UsageError(
+                f"{self.path} is for target {self.manifest.target} and runs on "
+                f"{', '.join(missing)}, which this machine's ExecuTorch has not (it has "
+                f"{', '.join(sorted(known)) or 'none'}); run it on a device that has it, or "
+                "export for xnnpack"
+            )
+        if _QNN in self.manifest.backends:
+            # It looks for them when it loads a method.
+            qualcomm.load_libraries()
 
     def release(self) -> None:
         """Frees the memory of all methods; each is loaded again at its next call."""

@@ -61,9 +61,12 @@ class Session:
 
         Raises:
             ArtifactError: the file is missing, damaged, or not written by pockmobile.
-            UsageError: `threads` is not a positive whole number.
+            MissingLibraryError: the program needs Qualcomm's libraries, which are missing.
+            UsageError: `threads` is not a positive whole number, or the program is for
+                hardware that is not here.
         """
         self._program = LoadedProgram(path)
+        self._program.check_backends()
         if threads is not None:
             set_num_threads(threads)
         self._state: list[torch.Tensor] = []

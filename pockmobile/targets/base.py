@@ -3,10 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Final, final
 
 from torch import fx, nn
 
+from pockmobile.errors import UsageError
 from pockmobile.graph import JointGraph
 from pockmobile.passes import Pass
 
@@ -19,6 +20,19 @@ class Outside:
     operator: str
     module: str
     reason: str
+
+
+@final
+@dataclass(frozen=True)
+class DelegateInfo:
+    """A compiled delegate: its backend, its bytes in the file, and what it computes.
+
+    `operators` counts the graph's operators inside by name.
+    """
+
+    backend: str
+    num_bytes: int
+    operators: Mapping[str, int]
 
 
 @final
@@ -38,6 +52,7 @@ class LoweredMethod:
     outside: tuple[Outside, ...]
     frozen: Mapping[str, int]
     memory: Sequence[tuple[int, str]] = ()
+    delegates: Sequence[DelegateInfo] = ()
 
     @property
     def workspace_bytes(self) -> int:
@@ -45,12 +60,38 @@ class LoweredMethod:
         return max((num_bytes for num_bytes, _ in self.memory), default=0)
 
 
+_LARGEST_SCALE: Final = 32768.0
+
+
+def check_loss_scale(scale: float) -> None:
+    """Checks what a loss is multiplied by in float16, which ends at 65504.
+
+    Raises:
+        UsageError: it is out of range.
+    """
+    if not 1.0 <= scale <= _LARGEST_SCALE:
+        raise UsageError(f"loss_scale is {scale!r}, expected 1 to {_LARGEST_SCALE:g}")
+
+
 class Target(ABC):
     """Where a program runs: its decompositions, and how its operators are lowered."""
 
     name: str
+    gradient_scale: float | None
+    """What gradients are multiplied by while they are computed in float16; None in float32."""
     views: frozenset[Any]
     """The operators whose result lies where their input lies: they move nothing."""
+
+    @abstractmethod
+    def options(self) -> Mapping[str, object]:
+        """Returns what was chosen for the target, as the manifest tells it."""
+
+    def check_ready(self) -> None:  # noqa: B027  (most compile with nothing of a vendor's)
+        """Checks, before anything takes long, that what it compiles with is there.
+
+        Raises:
+            PockmobileError: it is not.
+        """
 
     @abstractmethod
     def passes(self) -> Sequence[Pass]:
@@ -61,5 +102,5 @@ class Target(ABC):
         """Whether a delegate takes an operator, of whose inputs `constants` are frozen."""
 
     @abstractmethod
-    def lower(self, graph: JointGraph) -> LoweredMethod:
-        """Returns the graph with its delegates compiled."""
+    def lower(self, graph: JointGraph, *, method: str = "forward") -> LoweredMethod:
+        """Returns the graph with its delegates compiled, as `method` of a program."""

@@ -1,19 +1,23 @@
 """Puts compiled delegates into a graph, as calls that ExecuTorch's exporter understands."""
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
 import torch
 from executorch.exir._serialize._named_data_store import NamedDataStoreOutput
+from executorch.exir.backend.compile_spec_schema import CompileSpec
 from executorch.exir.delegate import executorch_call_delegate
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 from torch import Tensor, fx, nn
 
 from pockmobile.graph import JointGraph
-from pockmobile.graph.rewrite import shape_of
-from pockmobile.targets.partition import Partition
+from pockmobile.graph.rewrite import MODULE_KEY, shape_of, value_of
+from pockmobile.targets.base import DelegateInfo, LoweredMethod, Outside
+from pockmobile.targets.partition import Partition, Refuse, constant_tensors, partition
+from pockmobile.targets.portable import hash_and_size
 
 
 @final
@@ -22,7 +26,8 @@ class Compiled:
     """A delegate: its bytes for the `backend` of that name, and the data that it names.
 
     `constant_bytes` is its constants' sizes by hash. `memory` follows its workspace: bytes
-    alive while each of its operators runs, and the module that it is of.
+    alive while each of its operators runs, and the module that it is of. `options` are what
+    the backend is told when it loads the delegate.
     """
 
     backend: str
@@ -30,6 +35,7 @@ class Compiled:
     named_data: NamedDataStoreOutput | None = None
     constant_bytes: Mapping[str, int] = field(default_factory=dict)
     memory: Sequence[tuple[int, str]] = ()
+    options: Mapping[str, bytes] = field(default_factory=dict)
 
 
 Compile = Callable[[Sequence[fx.Node], Sequence[fx.Node], Sequence[fx.Node]], Compiled]
@@ -48,18 +54,53 @@ class Delegated:
     module: nn.Module
     constant_bytes: Mapping[str, int]
     memory: Sequence[tuple[int, str]]
+    delegates: Sequence[DelegateInfo]
 
 
 @final
 class _Shapes(nn.Module):
-    """Stands for a delegate while the program around it is exported: only shapes count."""
+    """Stands for a delegate while the program around it is exported: only types count."""
 
-    def __init__(self, shapes: Sequence[Sequence[int]]) -> None:
+    def __init__(self, outputs: Sequence[fx.Node]) -> None:
         super().__init__()
-        self._shapes = shapes
+        self._outputs = [(tuple(shape_of(node)), value_of(node).dtype) for node in outputs]
 
     def forward(self, *_: Tensor) -> list[Tensor]:
-        return [torch.zeros(tuple(shape)) for shape in self._shapes]
+        return [torch.zeros(shape, dtype=dtype) for shape, dtype in self._outputs]
+
+
+def lower_delegates(
+    graph: JointGraph,
+    refuse: Refuse,
+    compiler: Callable[[Mapping[fx.Node, Tensor]], Compile],
+    *,
+    check: Callable[[JointGraph, Partition], None] = lambda graph, cut: None,
+) -> LoweredMethod:
+    """Returns the graph with what is not refused in delegates.
+
+    `compiler` returns what compiles a delegate, given the constants. `check` may raise where a
+    target cannot run the graph so cut.
+    """
+    constants = constant_tensors(graph)
+    cut = partition(graph, constants, refuse)
+    check(graph, cut)
+    delegated = insert_delegates(graph, cut, constants, compiler(constants))
+    outside = tuple(
+        Outside(str(node.target), node.meta.get(MODULE_KEY, ""), reason)
+        for node, reason in cut.refusals.items()
+        if "getitem" not in str(node.target)
+    )
+    used = {str(name) for name, _ in delegated.module.named_buffers()}
+    frozen = dict(hash_and_size(delegated.module.get_buffer(name)) for name in used)
+    return LoweredMethod(
+        delegated.module,
+        len(cut.delegates),
+        sum(len(group) for group in cut.delegates),
+        outside,
+        {**frozen, **delegated.constant_bytes},
+        delegated.memory,
+        delegated.delegates,
+    )
 
 
 def insert_delegates(
@@ -89,7 +130,7 @@ class _Writer:
         self._root = nn.Module()
         self._memo: dict[fx.Node, fx.Node] = {}
         self._constant_bytes: dict[str, int] = {}
-        self._num_delegates = 0
+        self._delegates: list[DelegateInfo] = []
         self._memory: list[tuple[int, str]] = []
 
     def add_host(self, node: fx.Node) -> None:
@@ -105,8 +146,8 @@ class _Writer:
         inputs = [p for p in parents if p not in inside and p not in self._constants]
         outputs = [node for node in nodes if any(user not in inside for user in node.users)]
         compiled = self._compile(nodes, inputs, outputs)
-        name = f"delegate_{self._num_delegates}"
-        self._num_delegates += 1
+        name = f"delegate_{len(self._delegates)}"
+        self._delegates.append(_info(compiled, nodes))
         self._root.add_module(name, _lowered(compiled, inputs, outputs))
         self._memory += compiled.memory
         self._constant_bytes.update(compiled.constant_bytes)
@@ -124,7 +165,14 @@ class _Writer:
             delattr(module, name)
         module.recompile()
         # Delegates run one after the other, in one workspace.
-        return Delegated(module, self._constant_bytes, self._memory)
+        return Delegated(module, self._constant_bytes, self._memory, self._delegates)
+
+
+def _info(compiled: Compiled, nodes: Sequence[fx.Node]) -> DelegateInfo:
+    data = compiled.named_data.buffers if compiled.named_data else []
+    num_bytes = len(compiled.blob) + sum(map(len, data))
+    names = [str(node.target) for node in nodes if node.target is not operator.getitem]
+    return DelegateInfo(compiled.backend, num_bytes, dict(sorted(Counter(names).items())))
 
 
 def _order(graph: JointGraph, cut: Partition) -> list[fx.Node | int]:
@@ -160,13 +208,12 @@ def _order(graph: JointGraph, cut: Partition) -> list[fx.Node | int]:
 def _lowered(
     compiled: Compiled, inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]
 ) -> LoweredBackendModule:
-    shapes = [shape_of(node) for node in outputs]
-    examples = tuple(torch.zeros(shape_of(node)) for node in inputs)
+    examples = tuple(torch.zeros(shape_of(node), dtype=value_of(node).dtype) for node in inputs)
     lowered = LoweredBackendModule(
-        torch.export.export(_Shapes(shapes), examples, strict=False),
+        torch.export.export(_Shapes(outputs), examples, strict=False),
         compiled.backend,
         compiled.blob,
-        [],
+        [CompileSpec(key, value) for key, value in compiled.options.items()],
         compiled.named_data,
     )
     lowered.meta = {"debug_handle_map": {}}

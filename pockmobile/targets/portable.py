@@ -21,7 +21,12 @@ class Portable(Target):
     """Runs every operator on ExecuTorch's portable or optimised CPU kernels."""
 
     name = "portable"
+    gradient_scale = None
     views = frozenset({_aten.view_copy.default})
+
+    def options(self) -> Mapping[str, object]:
+        """There is nothing to choose."""
+        return {}
 
     def passes(self) -> Sequence[Pass]:
         """Returns what writes the masks of backward operators, and what has no kernel."""
@@ -34,7 +39,7 @@ class Portable(Target):
         """Nothing is delegated."""
         return False
 
-    def lower(self, graph: JointGraph) -> LoweredMethod:
+    def lower(self, graph: JointGraph, *, method: str = "forward") -> LoweredMethod:
         """Returns the graph itself: nothing is delegated."""
         calls = [node for node in graph.nodes if node.op == "call_function"]
         outside = tuple(

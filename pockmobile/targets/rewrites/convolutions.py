@@ -23,15 +23,15 @@ def select_convolution(node: fx.Node) -> Decomposition | None:
     """Returns the decomposition of a convolution or of its backward operator."""
     if node.target is _aten.convolution_backward.default:
         is_planar = len(shape_of(node.args[1])) == 4  # type: ignore[arg-type]
-        return _backward(is_frozen=_is_constant(node.args[2])) if is_planar else None
+        return _backward(is_frozen=is_constant(node.args[2])) if is_planar else None
     if node.target is not _aten.convolution.default or len(shape_of(node)) != 4:
         return None
-    if not _is_constant(node.args[1]):
+    if not is_constant(node.args[1]):
         return _forward_trained
-    return None if _is_constant(node.args[2]) else _separate_bias
+    return None if is_constant(node.args[2]) else _separate_bias
 
 
-def _is_constant(node: Any) -> bool:
+def is_constant(node: Any) -> bool:
     """Whether a node (or None) is a constant, a fill, or a view of one."""
     while isinstance(node, fx.Node) and node.target in _VIEWS:
         node = node.args[0]

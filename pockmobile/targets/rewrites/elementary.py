@@ -113,6 +113,21 @@ def binary(operator: Any) -> Decomposition:
     return decompose
 
 
+def scaled(operator: Any) -> Decomposition:
+    """Writes `alpha` as a product."""
+
+    def decompose(left: Any, right: Any, *, alpha: float = 1.0) -> Any:
+        return NotImplemented if alpha == 1.0 else operator(left, right * alpha)
+
+    return decompose
+
+
+def log_softmax(x: Tensor, dim: int, _: bool) -> Tensor:
+    """Subtracts the largest before, and the logarithm of the sum after the exponential."""
+    shifted = x - x.amax(dim, keepdim=True)
+    return shifted - shifted.exp().sum(dim, keepdim=True).log()
+
+
 def expand_number(x: Tensor, shape: list[int], **_: Any) -> Any:
     """Gives a number without dimensions those that it is expanded to, each of one."""
     return (

@@ -1,6 +1,6 @@
 """XNNPACK: float32 on the CPU of phones and of Arm Linux."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -8,7 +8,6 @@ import torch
 from torch import fx
 
 from pockmobile.graph import JointGraph
-from pockmobile.graph.rewrite import MODULE_KEY
 from pockmobile.passes import (
     Canonicalize,
     Decompose,
@@ -19,10 +18,8 @@ from pockmobile.passes import (
     Pass,
     SumRows,
 )
-from pockmobile.targets.base import LoweredMethod, Outside, Target
-from pockmobile.targets.delegate import insert_delegates
-from pockmobile.targets.partition import constant_tensors, partition
-from pockmobile.targets.portable import hash_and_size
+from pockmobile.targets.base import LoweredMethod, Target
+from pockmobile.targets.delegate import lower_delegates
 from pockmobile.targets.rewrites.convolutions import select_convolution
 from pockmobile.targets.xnnpack.decompositions import select
 from pockmobile.targets.xnnpack.delegate import compiler
@@ -42,9 +39,14 @@ class Xnnpack(Target):
 
     frozen_weights: Precision = "fp32"
     name = "xnnpack"
+    gradient_scale = None
     views = frozenset(
         {_aten.view_copy.default, _aten.permute_copy.default, _aten.expand_copy.default}
     )
+
+    def options(self) -> Mapping[str, object]:
+        """Frozen weights are told among the passes."""
+        return {}
 
     def passes(self) -> Sequence[Pass]:
         """Returns the rewrites into XNNPACK's operators."""
@@ -64,25 +66,8 @@ class Xnnpack(Target):
         """Whether XNNPACK takes an operator, of whose inputs `constants` are frozen."""
         return refusal(node, constants) is None
 
-    def lower(self, graph: JointGraph) -> LoweredMethod:
+    def lower(self, graph: JointGraph, *, method: str = "forward") -> LoweredMethod:
         """Returns the graph with its delegates compiled."""
-        constants = constant_tensors(graph)
-        cut = partition(graph, constants, refusal)
-        delegated = insert_delegates(
-            graph, cut, constants, compiler(constants, self.frozen_weights)
-        )
-        outside = tuple(
-            Outside(str(node.target), node.meta.get(MODULE_KEY, ""), reason)
-            for node, reason in cut.refusals.items()
-            if "getitem" not in str(node.target)
-        )
-        used = {str(name) for name, _ in delegated.module.named_buffers()}
-        frozen = dict(hash_and_size(delegated.module.get_buffer(name)) for name in used)
-        return LoweredMethod(
-            delegated.module,
-            len(cut.delegates),
-            sum(len(group) for group in cut.delegates),
-            outside,
-            {**frozen, **delegated.constant_bytes},
-            delegated.memory,
+        return lower_delegates(
+            graph, refusal, lambda constants: compiler(constants, self.frozen_weights)
         )

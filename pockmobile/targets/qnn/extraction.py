@@ -1,0 +1,77 @@
+"""Takes the operators of a delegate out of a graph, as a module of its own."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, final
+
+import torch
+from torch import Tensor, fx, nn
+
+_aten = torch.ops.aten
+
+_BROADCASTING: Final = frozenset(
+    {
+        _aten.add.Tensor,
+        _aten.sub.Tensor,
+        _aten.mul.Tensor,
+        _aten.div.Tensor,
+        _aten.maximum.default,
+        _aten.minimum.default,
+    }
+)
+
+
+def extract(
+    nodes: Sequence[fx.Node],
+    inputs: Sequence[fx.Node],
+    outputs: Sequence[fx.Node],
+    constants: Mapping[fx.Node, Tensor],
+) -> fx.GraphModule:
+    """Returns a module of `nodes`, from `inputs` to `outputs`, in their order.
+
+    Its buffers are the constants that it reads, each laid out as it is read.
+    """
+    writer = _Writer(constants)
+    writer.add_inputs(inputs)
+    for node in nodes:
+        writer.add(node)
+    return writer.finish(outputs)
+
+
+@final
+class _Writer:
+    def __init__(self, constants: Mapping[fx.Node, Tensor]) -> None:
+        self._constants = constants
+        self._graph = fx.Graph()
+        self._root = nn.Module()
+        self._memo: dict[fx.Node, fx.Node] = {}
+        self._buffers: dict[object, fx.Node] = {}
+
+    def add_inputs(self, inputs: Sequence[fx.Node]) -> None:
+        for index, node in enumerate(inputs):
+            self._memo[node] = self._graph.placeholder(f"in_{index}")
+
+    def add(self, node: fx.Node) -> None:
+        def operand(parent: fx.Node) -> fx.Node:
+            if parent in self._constants:
+                return self._constant(parent, node)
+            return self._memo[parent]
+
+        self._memo[node] = self._graph.node_copy(node, operand)
+
+    def finish(self, outputs: Sequence[fx.Node]) -> fx.GraphModule:
+        self._graph.output(tuple(self._memo[node] for node in outputs))
+        return fx.GraphModule(self._root, self._graph)
+
+    def _constant(self, node: fx.Node, user: fx.Node) -> fx.Node:
+        value = self._constants[node]
+        if user.target in _BROADCASTING and not any(value.stride()):
+            value = value.as_strided([1] * value.dim(), [1] * value.dim())
+        # ExecuTorch gives a weight one layout, although a convolution and a transposed one
+        # read it in two: each gets a copy of its own.
+        own = user if user.target is _aten.convolution.default else None
+        key = (value.data_ptr(), tuple(value.shape), value.stride(), own)
+        if key not in self._buffers:
+            name = f"constant_{len(self._buffers)}"
+            self._root.register_buffer(name, value.detach().contiguous().clone())
+            self._buffers[key] = self._graph.get_attr(name)
+        return self._buffers[key]

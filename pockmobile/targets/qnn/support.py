@@ -1,0 +1,144 @@
+"""Which operators QNN takes, and why it leaves the others."""
+
+import operator
+from collections.abc import Callable, Container, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, fx
+
+from pockmobile.graph.rewrite import shape_of
+from pockmobile.targets.qnn.decompositions import is_dilated_depthwise
+from pockmobile.targets.rewrites.pads import is_symmetric
+
+_aten = torch.ops.aten
+
+OPERATORS: Final = frozenset(
+    {
+        _aten._log_softmax.default,
+        _aten._softmax.default,
+        _aten._to_copy.default,
+        _aten.abs.default,
+        _aten.add.Tensor,
+        _aten.amax.default,
+        _aten.avg_pool2d.default,
+        _aten.bmm.default,
+        _aten.cat.default,
+        _aten.ceil.default,
+        _aten.clamp.default,
+        _aten.constant_pad_nd.default,
+        _aten.convolution.default,
+        _aten.cos.default,
+        _aten.div.Tensor,
+        _aten.exp.default,
+        _aten.expand_copy.default,
+        _aten.floor.default,
+        _aten.gelu.default,
+        _aten.hardtanh.default,
+        _aten.log.default,
+        _aten.max_pool2d_with_indices.default,
+        _aten.maximum.default,
+        _aten.mean.dim,
+        _aten.minimum.default,
+        _aten.mm.default,
+        _aten.mul.Tensor,
+        _aten.neg.default,
+        _aten.permute_copy.default,
+        _aten.reciprocal.default,
+        _aten.relu.default,
+        _aten.rsqrt.default,
+        _aten.sigmoid.default,
+        _aten.sin.default,
+        _aten.slice_copy.Tensor,
+        _aten.sqrt.default,
+        _aten.sub.Tensor,
+        _aten.sum.dim_IntList,
+        _aten.tanh.default,
+        _aten.view_copy.default,
+        operator.getitem,
+    }
+)
+"""Operators that ExecuTorch has builders for, and that were compared with eager PyTorch."""
+
+_MAX_RANK: Final = 5
+
+
+def refusal(node: fx.Node, constants: Container[fx.Node]) -> str | None:
+    """Returns why QNN does not take a node, or None if it does."""
+    if node.target not in OPERATORS:
+        return "QNN has no such operator for a training step"
+    if node.target is operator.getitem:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        return refusal(source, constants)
+    check = _CHECKS.get(node.target)
+    return _refuse_types(node) or (check(node, constants) if check else None)
+
+
+def _refuse_types(node: fx.Node) -> str | None:
+    own = node.meta["val"]
+    if any(parent.meta["val"].dtype == torch.float16 for parent in node.all_input_nodes):
+        return "the optimizer goes on in float32"
+    if node.target is _aten._to_copy.default and own.dtype == torch.float16:
+        # What a gradient ends in.
+        own = node.args[0].meta["val"]  # type: ignore[union-attr]
+    values = [parent.meta["val"] for parent in node.all_input_nodes]
+    values.append(own[0] if isinstance(own, tuple) else own)
+    for value in values:
+        if not isinstance(value, Tensor) or value.dtype != torch.float32:
+            return "QNN takes floats only"
+        if value.dim() > _MAX_RANK:
+            return f"QNN takes at most {_MAX_RANK} dimensions"
+    if any(value.dim() == 0 for value in values):
+        return "one number, cheaper outside"
+    return None
+
+
+_Check = Callable[[fx.Node, Container[fx.Node]], str | None]
+
+
+def _refuse_convolution(node: fx.Node, constants: Container[fx.Node]) -> str | None:
+    weight, bias = node.args[1:3]
+    if weight not in constants or (bias is not None and bias not in constants):
+        return "QNN holds a convolution's weight and bias, so they must be frozen"
+    if is_dilated_depthwise(node):
+        return "QNN gets a dilated convolution of each channel into several wrong"
+    return None if len(shape_of(node)) == 4 else "QNN takes 2-D convolutions only"
+
+
+def _refuse_pooling(node: fx.Node, constants: Container[fx.Node]) -> str | None:
+    if any(user.args[1] != 0 for user in node.users):
+        return "QNN's max pooling does not tell where the maximum was"
+    return None
+
+
+def _refuse_softmax(node: fx.Node, constants: Container[fx.Node]) -> str | None:
+    is_last = int(node.args[1]) % len(shape_of(node)) == len(shape_of(node)) - 1  # type: ignore
+    return None if is_last else "QNN takes a softmax over the last dimension only"
+
+
+def _refuse_gelu(node: fx.Node, constants: Container[fx.Node]) -> str | None:
+    return None if node.kwargs.get("approximate", "none") == "none" else "a GELU by tanh"
+
+
+def _refuse_scaled(node: fx.Node, constants: Container[fx.Node]) -> str | None:
+    return f"with {', '.join(node.kwargs)}" if node.kwargs else None
+
+
+def _refuse_pad(node: fx.Node, constants: Container[fx.Node]) -> str | None:
+    if is_symmetric(node.args[1]):  # type: ignore[arg-type]
+        return None
+    return "QNN pads both sides alike; it returns garbage for other pads"
+
+
+_CHECKS: Final[Mapping[Any, _Check]] = {
+    _aten.convolution.default: _refuse_convolution,
+    _aten.max_pool2d_with_indices.default: _refuse_pooling,
+    _aten._softmax.default: _refuse_softmax,
+    _aten._log_softmax.default: _refuse_softmax,
+    _aten.gelu.default: _refuse_gelu,
+    _aten.add.Tensor: _refuse_scaled,
+    _aten.sub.Tensor: _refuse_scaled,
+    _aten.div.Tensor: _refuse_scaled,
+    _aten.constant_pad_nd.default: _refuse_pad,
+}
