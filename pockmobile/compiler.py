@@ -84,8 +84,9 @@ def compile(
         example_args: positional inputs of one batch; dimension 0 is the batch.
         example_targets: targets of that batch; made by the loss if left out.
         example_kwargs: keyword inputs, if any.
-        loss: `cross_entropy`, `next_token`, `mse`, `bce`, or a function (output, *targets)
-            that returns one number.
+        loss: `cross_entropy`, `next_token`, `mse`, `bce`, `contrastive` (CLIP's),
+            `sigmoid_contrastive` (SigLIP's), or a function (output, *targets) that returns one
+            number.
         plan: a preset (`full`, `head`, `bias`, `last:N`, `sparse:B:W`, `lora:R`,
             `lora:R:B`), the path of a plan file, or a plan.
         optimizer: `SGD` (the default), `Momentum`, `AdamW` or `Lion`; the learning rate is

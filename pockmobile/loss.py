@@ -181,6 +181,82 @@ class NextToken(Loss):
         return TargetRange(0, output.shape[-1] - 1, IGNORED_LABEL)
 
 
+class _PairLoss(Loss):
+    """A loss of similarities between the two sides of a batch, of which some are pairs.
+
+    Outputs are float32 [batch, batch], scaled as the model has it (CLIP's `logits_per_image`).
+    The target is int64 [batch]: the number of the column that belongs to a row, usually the
+    row's own, or -100 where the row and that column count for nothing, as in a short batch.
+    """
+
+    metrics = ("num_correct", "num_counted")
+
+    @abstractmethod
+    def mean(self, output: Tensor, pairs: Tensor) -> Tensor:
+        """Returns the mean loss over the pairs, of which `pairs` [batch, batch] has ones."""
+
+    def evaluate(self, output: Tensor, targets: tuple[Tensor, ...]) -> Evaluation:
+        """Returns the mean loss, the rows whose best column is theirs, and those that count."""
+        labels = _one_target(self.name, targets)
+        if output.dim() != 2 or output.shape[0] != output.shape[1]:
+            raise ModelError(
+                f"loss {self.name} needs outputs [batch, batch], each row's similarity to each "
+                f"column, found {list(output.shape)}; see the manual on contrastive losses"
+            )
+        _check_labels(self.name, output, labels)
+        columns = torch.arange(output.shape[1], device=output.device)
+        pairs = (labels.unsqueeze(1) == columns).to(output.dtype)
+        metrics = _label_metrics(output + _absent(pairs, 0), labels)
+        return Evaluation(self.mean(output, pairs), metrics)
+
+    def example_targets(self, output: Tensor) -> tuple[Tensor, ...]:
+        """Returns the rows' own numbers."""
+        return (torch.arange(len(output)),)
+
+    def target_range(self, output: Tensor) -> TargetRange:
+        """Columns are 0 to batch - 1, or -100."""
+        return TargetRange(0, output.shape[-1] - 1, IGNORED_LABEL)
+
+
+def _paired(pairs: Tensor, dim: int) -> Tensor:
+    """Returns ones for the columns (dim 0) or rows (dim 1) that some pair has, else zeros."""
+    return pairs.sum(dim, keepdim=True).clamp(max=1.0)
+
+
+def _absent(pairs: Tensor, dim: int) -> Tensor:
+    """Returns zeros for what some pair has, and very negative numbers for the others."""
+    return (_paired(pairs, dim) - 1.0) * 1e30
+
+
+@final
+@dataclass(frozen=True)
+class Contrastive(_PairLoss):
+    """CLIP's loss: cross entropy of rows over columns and of columns over rows, averaged."""
+
+    name = "contrastive"
+
+    def mean(self, output: Tensor, pairs: Tensor) -> Tensor:
+        """Returns half of the sum of both directions' means."""
+        of_rows = torch.log_softmax(output + _absent(pairs, 0), 1)
+        of_columns = torch.log_softmax(output + _absent(pairs, 1), 0)
+        num_pairs = pairs.sum().clamp(min=1.0)
+        return -((of_rows + of_columns) * pairs).sum() / (2.0 * num_pairs)
+
+
+@final
+@dataclass(frozen=True)
+class SigmoidContrastive(_PairLoss):
+    """SigLIP's loss: each row with each column is a pair or none, by binary cross entropy."""
+
+    name = "sigmoid_contrastive"
+
+    def mean(self, output: Tensor, pairs: Tensor) -> Tensor:
+        """Returns the sum over the rows and columns that count, for each pair."""
+        counts = _paired(pairs, 0) * _paired(pairs, 1)
+        losses = BinaryCrossEntropy().elements(output, pairs)
+        return (losses * counts).sum() / pairs.sum().clamp(min=1.0)
+
+
 class _ValueLoss(Loss):
     """Mean of a value for each element, where a target of NaN counts for nothing."""
 
@@ -275,7 +351,14 @@ class CustomLoss(Loss):
 
 LOSSES: Final[Mapping[str, Loss]] = {
     loss.name: loss
-    for loss in (CrossEntropy(), NextToken(), MeanSquaredError(), BinaryCrossEntropy())
+    for loss in (
+        CrossEntropy(),
+        NextToken(),
+        MeanSquaredError(),
+        BinaryCrossEntropy(),
+        Contrastive(),
+        SigmoidContrastive(),
+    )
 }
 
 

@@ -127,8 +127,9 @@ class Layer:
 
     `block` is the repeated part of the model that it is in. `is_leading` marks the weights
     that `sparse` trains: the first full convolution of a block, or attention and the first
-    feed-forward layer. `is_adaptable` marks linear layers and 1x1 convolutions, beside which
-    a low-rank adapter fits.
+    feed-forward layer. `max_rank` is the highest rank of a low-rank adapter beside it, 0 where
+    none fits: linear layers and 1x1 convolutions take one. `towers` are the heads, by number,
+    that its outputs reach: a model has one, unless parts of it end side by side (CLIP's).
     """
 
     path: str
@@ -137,7 +138,8 @@ class Layer:
     weight: str
     bias: str
     is_leading: bool = False
-    is_adaptable: bool = False
+    max_rank: int = 0
+    towers: frozenset[int] = frozenset({0})
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -205,7 +207,7 @@ def resolve_plan(plan: str | Path | UpdatePlan, layers: Sequence[Layer]) -> Upda
     update: dict[str, Slice | None] = {
         name: None for name in dict.fromkeys(known) if name in chosen
     }
-    adapted = _adapted(list(layers), *numbers[1:]) if name == "lora" else []
+    adapted = _adapted(list(layers), *numbers) if name == "lora" else []
     update |= {f"{weight}.{factor}": None for weight in adapted for factor in _FACTORS}
     return UpdatePlan(update, plan, dict.fromkeys(adapted, numbers[0]) if adapted else {})
 
@@ -215,7 +217,7 @@ def _full(layers: list[Layer]) -> set[str]:
 
 
 def _head(layers: list[Layer]) -> set[str]:
-    return set(head_layer(layers).parameters)
+    return {name for head in head_layers(layers) for name in head.parameters}
 
 
 def _bias(layers: list[Layer]) -> set[str]:
@@ -224,15 +226,21 @@ def _bias(layers: list[Layer]) -> set[str]:
 
 def _last(layers: list[Layer], num_blocks: int) -> set[str]:
     """Everything from the first of the last blocks on, what follows the last one included."""
-    blocks = _last_blocks(layers, num_blocks)
-    starts = [index for index, layer in enumerate(layers) if layer.block in blocks]
-    rest = layers[starts[0] :] if starts else []
-    return _head(layers) | {name for layer in rest for name in layer.parameters}
+    chosen = _head(layers)
+    for tower in _towers(layers):
+        blocks = _last_blocks(layers, num_blocks, tower)
+        inside = [layer for layer in layers if tower in layer.towers]
+        starts = [index for index, layer in enumerate(inside) if layer.block in blocks]
+        rest = inside[starts[0] :] if starts else []
+        chosen |= {name for layer in rest for name in layer.parameters}
+    return chosen
 
 
 def _sparse(layers: list[Layer], num_bias_blocks: int, num_weight_blocks: int) -> set[str]:
-    bias_blocks = _last_blocks(layers, num_bias_blocks)
-    weight_blocks = _last_blocks(layers, num_weight_blocks)
+    bias_blocks, weight_blocks = (
+        set[str]().union(*(_last_blocks(layers, number, tower) for tower in _towers(layers)))
+        for number in (num_bias_blocks, num_weight_blocks)
+    )
     chosen = _head(layers)
     chosen |= {layer.bias for layer in layers if layer.bias and layer.block in bias_blocks}
     for index, layer in enumerate(layers):
@@ -242,25 +250,26 @@ def _sparse(layers: list[Layer], num_bias_blocks: int, num_weight_blocks: int) -
 
 
 def _lora(layers: list[Layer], rank: int, *num_blocks: int) -> set[str]:
-    """The head beside the adapters, unless it is tied to an embedding table."""
-    if rank < 1 or not _adapted(layers, *num_blocks):
+    """The heads beside the adapters, unless they are tied to an embedding table."""
+    if rank < 1 or not _adapted(layers, rank, *num_blocks):
         raise PlanError(
             f"lora:{rank} needs a rank of 1 or more, and linear layers or 1x1 convolutions "
-            "beside the head"
+            f"of at least {rank} channels beside the head"
         )
-    embeddings = {layer.weight for layer in layers if layer.kind == "embedding"}
-    return set() if head_layer(layers).weight in embeddings else _head(layers)
+    tables = {layer.weight for layer in layers if layer.kind == "embedding"}
+    heads = [head for head in head_layers(layers) if head.weight not in tables]
+    return {name for head in heads for name in head.parameters}
 
 
-def _adapted(layers: list[Layer], *num_blocks: int) -> list[str]:
-    """The weights, but the head's, that adapters fit; in the last blocks if so many are told.
+def _adapted(layers: list[Layer], rank: int, *num_blocks: int) -> list[str]:
+    """The weights, but the heads', that adapters fit; in the last blocks if so many are told.
 
     What follows the last block counts as part of it.
     """
-    head = head_layer(layers).weight
+    heads = {head.weight for head in head_layers(layers)}
     inside = _last(layers, *num_blocks) if num_blocks else _full(layers)
-    weights = [layer.weight for layer in layers if layer.is_adaptable]
-    return [weight for weight in dict.fromkeys(weights) if weight in inside - {head, ""}]
+    weights = [layer.weight for layer in layers if layer.max_rank >= max(rank, 1)]
+    return [weight for weight in dict.fromkeys(weights) if weight in inside - heads]
 
 
 def _bias_of(layers: list[Layer], index: int) -> set[str]:
@@ -271,25 +280,34 @@ def _bias_of(layers: list[Layer], index: int) -> set[str]:
     return {layer.bias for layer in following if layer.kind == "norm" and layer.bias}
 
 
-def head_layer(layers: Sequence[Layer]) -> Layer:
-    """Returns the last linear or convolution layer, whose outputs the loss reads.
+def head_layers(layers: Sequence[Layer]) -> list[Layer]:
+    """Returns the last linear or convolution layer of each tower, whose outputs the loss reads.
 
     Raises:
         PlanError: the model has none.
     """
-    heads = [layer for layer in layers if layer.kind in ("linear", "convolution")]
-    if not heads:
+    ends = [
+        layer for layer in layers if layer.kind in ("linear", "convolution") and layer.towers
+    ]
+    if not ends:
         raise PlanError(
             "the model has no linear or convolution layer, so no head; write a plan file"
         )
-    return heads[-1]
+    return [
+        next(layer for layer in reversed(ends) if tower in layer.towers)
+        for tower in _towers(ends)
+    ]
 
 
-def _last_blocks(layers: list[Layer], num_blocks: int) -> set[str]:
-    head = head_layer(layers).block
-    blocks = list(
-        dict.fromkeys(layer.block for layer in layers if layer.block and layer.block != head)
-    )
+def _towers(layers: Sequence[Layer]) -> list[int]:
+    return sorted(frozenset[int]().union(*(layer.towers for layer in layers)))
+
+
+def _last_blocks(layers: list[Layer], num_blocks: int, tower: int) -> set[str]:
+    """Returns the last blocks of a tower, but the heads'."""
+    heads = {head.block for head in head_layers(layers)}
+    inside = [layer.block for layer in layers if tower in layer.towers]
+    blocks = list(dict.fromkeys(block for block in inside if block and block not in heads))
     if num_blocks > len(blocks):
         raise PlanError(
             f"the plan asks for the last {num_blocks} blocks, the model has {len(blocks)}"

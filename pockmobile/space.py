@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias, final
 
 from pockmobile.errors import PlanError
-from pockmobile.plan import Kind, Layer, Slice, UpdatePlan, head_layer
+from pockmobile.plan import Kind, Layer, Slice, UpdatePlan, head_layers
 
 SHARES: Final = (1 / 8, 1 / 4, 1 / 2)
 """The shares of a weight's channels that can be trained, beside none and all."""
@@ -111,9 +111,9 @@ def update_space(
     Raises:
         PlanError: the model has no head.
     """
-    head = head_layer(list(layers))
     tables = {layer.weight for layer in layers if layer.kind == "embedding"}
-    base = [name for name in head.parameters if name in shapes and name not in tables]
+    heads = [name for head in head_layers(layers) for name in head.parameters]
+    base = [name for name in heads if name in shapes and name not in tables]
     taken = set(base)
     found: list[LayerOptions] = []
     for before, layer, following in zip(

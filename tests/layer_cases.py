@@ -1,18 +1,21 @@
-"""What training a layer or a loss of the table as eager PyTorch does means.
+"""What training a layer, a loss or a family of the tables as eager PyTorch does means.
 
-Shared by `tests/test_layers.py` and `scripts/coverage.py`.
+Shared by `tests/test_layers.py`, `tests/test_families.py` and `scripts/coverage.py`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 import pockmobile
 from pockmobile.loss import resolve_loss
+from pockmobile.plan import ADAPTER_A, ADAPTER_B
+from pockmobile.targets.xnnpack.support import WHOLE_NUMBERS
 from tests.layers import LAYERS, REFUSED, Layer
 from tests.losses import LOSSES, ROWS, Criterion
 
@@ -43,20 +46,22 @@ class Around(nn.Module):
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, the loss that it is trained by, and its batches."""
+    """A model, what draws each of its inputs, the loss that it is trained by, and the plan.
+
+    It predicts `predicted_rows` at once: all of a batch where these are compared.
+    """
 
     model: nn.Module
+    inputs: Sequence[Callable[[torch.Generator], Tensor]]
     criterion: Criterion
-    shape: tuple[int, ...]
-    num_values: int
+    plan: str = "full"
+    predicted_rows: int = 1
 
-    def batch(self, generator: torch.Generator) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def batch(
+        self, generator: torch.Generator
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Returns inputs and targets."""
-        shape = (ROWS, *self.shape)
-        if self.num_values:
-            inputs = torch.randint(self.num_values, shape, generator=generator)
-        else:
-            inputs = torch.randn(shape, generator=generator)
+        inputs = tuple(draw(generator) for draw in self.inputs)
         return inputs, self.criterion.targets(generator)
 
 
@@ -64,11 +69,14 @@ class Subject:
 class Outcome:
     """How far training was from eager's, and what it costs.
 
-    `outside` names the operators of the layer itself that no delegate took.
+    `share_delegated` is that of all operators, `share_of_model` leaves out those of the loss,
+    about a dozen whatever the model, and those on whole numbers. `outside` names the operators
+    of the layer or the model itself that no delegate took.
     """
 
     error: float
     share_delegated: float
+    share_of_model: float
     num_partitions: int
     planned_bytes: int
     outside: tuple[str, ...]
@@ -78,7 +86,8 @@ def layer_subject(name: str) -> Subject:
     """Returns the model around a layer, at random weights."""
     layer = {**LAYERS, **REFUSED}[name]
     torch.manual_seed(0)
-    return _initialised(Subject(_around(layer), _CLASSES, layer.shape, layer.num_values))
+    draw = _draw(layer.shape, layer.num_values)
+    return initialised(Subject(_around(layer), [draw], _CLASSES))
 
 
 class Beside(nn.Module):
@@ -105,7 +114,14 @@ def layers_subject(names: Sequence[str]) -> Subject:
     torch.manual_seed(0)
     (num_values,) = {LAYERS[name].num_values for name in names}
     model = Beside(names)
-    return _initialised(Subject(model, _CLASSES, (model.num_inputs,), num_values))
+    return initialised(Subject(model, [_draw((model.num_inputs,), num_values)], _CLASSES))
+
+
+def _draw(shape: tuple[int, ...], num_values: int) -> Callable[[torch.Generator], Tensor]:
+    shape = (ROWS, *shape)
+    if num_values:
+        return lambda generator: torch.randint(num_values, shape, generator=generator)
+    return lambda generator: torch.randn(shape, generator=generator)
 
 
 def _around(layer: Layer) -> Around:
@@ -118,15 +134,15 @@ def loss_subject(name: str) -> Subject:
     torch.manual_seed(0)
     criterion = LOSSES[name]
     model = Around(nn.Linear(6, 6), nn.Tanh(), criterion.shape)
-    return _initialised(Subject(model, criterion, (6,), 0))
+    return initialised(Subject(model, [_draw((6,), 0)], criterion))
 
 
-def _initialised(subject: Subject) -> Subject:
+def initialised(subject: Subject) -> Subject:
     """Draws what starts at zero or one, and BatchNorm's statistics."""
     generator = torch.Generator().manual_seed(1)
     model = subject.model.eval()
     with torch.no_grad():
-        model(subject.batch(generator)[0])
+        model(*subject.batch(generator)[0])
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
         for name, buffer in model.named_buffers():
@@ -136,10 +152,16 @@ def _initialised(subject: Subject) -> Subject:
 
 
 def compile_subject(subject: Subject, target: str) -> pockmobile.Program:
-    """Compiles a training program of all of the model."""
+    """Compiles a training program."""
     inputs, targets = subject.batch(torch.Generator().manual_seed(2))
     return pockmobile.compile(
-        subject.model, (inputs,), targets, loss=subject.criterion.loss, target=target
+        subject.model,
+        inputs,
+        targets,
+        loss=subject.criterion.loss,
+        plan=subject.plan,
+        target=target,
+        predict_batch_size=subject.predicted_rows,
     )
 
 
@@ -151,51 +173,104 @@ def train(subject: Subject, target: str, folder: Path) -> Outcome:
     error = max(_errors(subject, pockmobile.Session(path)))
     step = program.manifest.methods["train_step"]
     num_outside = sum(item.count for item in step.outside)
-    share = step.num_delegated / (step.num_delegated + num_outside)
-    own = {o.operator for o in step.outside if o.module.startswith("layer")}
-    return Outcome(error, share, step.num_partitions, step.planned_bytes, tuple(sorted(own)))
+    num_apart = sum(
+        item.count
+        for item in step.outside
+        if item.reason == WHOLE_NUMBERS or item.module == "the loss"
+    )
+    own = {o.operator for o in step.outside if o.module.startswith(("layer", "model"))}
+    return Outcome(
+        error,
+        step.num_delegated / (step.num_delegated + num_outside),
+        step.num_delegated / (step.num_delegated + num_outside - num_apart),
+        step.num_partitions,
+        step.planned_bytes,
+        tuple(sorted(own)),
+    )
 
 
 def _errors(subject: Subject, session: pockmobile.Session) -> Iterator[float]:
-    model, loss = subject.model, resolve_loss(subject.criterion.loss)
-    trained = {entry.parameter for entry in session.manifest.state}
-    start = {name: value.detach().clone() for name, value in model.named_parameters()}
-    optimizer = torch.optim.SGD(model.parameters(), lr=_LR)
+    loss = resolve_loss(subject.criterion.loss)
+    eager = _Eager(subject, session)
     generator = torch.Generator().manual_seed(3)
     for _ in range(NUM_STEPS):
         inputs, targets = subject.batch(generator)
-        expected = loss.evaluate(model(inputs), targets).loss
-        optimizer.zero_grad()
-        expected.backward()
-        optimizer.step()
+        expected = loss.evaluate(eager.output(inputs), targets).loss
+        eager.step(expected)
         found = session.step(inputs, targets, lr=_LR)
         yield abs(found - expected.item()) / max(1.0, abs(expected.item()))
-        yield _distance(session, start, dict(model.named_parameters()), trained)
+        yield eager.distance(session.state)
     with torch.no_grad():
-        output = model(inputs)
-    yield float((session.predict(inputs) - output).abs().max() / output.abs().max())
+        output = eager.output(inputs)
+    yield float((_predicted(session, inputs) - output).abs().max() / output.abs().max())
 
 
-def _distance(
-    session: pockmobile.Session,
-    start: dict[str, Tensor],
-    parameters: dict[str, nn.Parameter],
-    trained: set[str],
-) -> float:
-    """Compares what was added to the parameters so far, not their values.
+def _predicted(session: pockmobile.Session, inputs: tuple[Tensor, ...]) -> Tensor:
+    output = session.predict(inputs)
+    assert isinstance(output, Tensor)
+    return output
 
-    A parameter that hardly moves (attention's biases of keys, by rounding alone) is measured
-    by a hundredth of what moves most.
-    """
-    updates = {name: parameters[name].detach() - value for name, value in start.items()}
-    largest = max(float(update.abs().max()) for update in updates.values())
-    assert largest > 1e-4, "nothing was trained"
-    worst = 0.0
-    for name, update in updates.items():
-        if name not in trained:
-            assert not update.any(), f"{name} should have been trained"
-            continue
-        found = session.state[name] - start[name]
-        scale = max(float(update.abs().max()), 0.01 * largest)
-        worst = max(worst, float((found - update).abs().max()) / scale)
-    return worst
+
+class _Eager:
+    """The model in eager PyTorch; what the plan trains, or all of it, has gradients."""
+
+    def __init__(self, subject: Subject, session: pockmobile.Session) -> None:
+        parameters = dict(subject.model.named_parameters())
+        whole = {name: value.detach() for name, value in parameters.items()}
+        self._model, self._whole = subject.model, whole
+        self._start = session.state
+        # A parameter that `full` should have trained, but did not, must not move here either.
+        learns = {
+            name: whole[name] for name, value in parameters.items() if value.requires_grad
+        }
+        watched = learns if subject.plan == "full" else {}
+        self._leaves = {
+            name: value.clone().requires_grad_()
+            for name, value in {**watched, **self._start}.items()
+        }
+        self._optimizer = torch.optim.SGD(self._leaves.values(), lr=_LR)
+
+    def output(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Runs the model with what was trained so far; adapters are added to their weights."""
+        leaves = self._leaves
+        weights = {name: leaf for name, leaf in leaves.items() if name in self._whole}
+        adapters = leaves.keys() - self._whole.keys()
+        for name in {adapter.rpartition(".lora_")[0] for adapter in adapters}:
+            up, down = leaves[f"{name}.{ADAPTER_B}"], leaves[f"{name}.{ADAPTER_A}"]
+            change = up.flatten(1) @ down.flatten(1)
+            whole = self._whole[name]
+            layer = self._model.get_submodule(name.rpartition(".")[0])
+            # GPT-2's layers, which are no convolutions, hold their weights as [in, out].
+            turned = change.t() if type(layer).__name__ == "Conv1D" else change
+            weights[name] = whole + turned.reshape(whole.shape)
+        result: Tensor = functional_call(self._model, weights, inputs)
+        return result
+
+    def step(self, loss: Tensor) -> None:
+        """Trains on the gradients of a loss."""
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+
+    def distance(self, state: dict[str, Tensor]) -> float:
+        """Compares what was added to the parameters so far, not their values.
+
+        A parameter that hardly moves (attention's biases of keys, by rounding alone) is
+        measured by a hundredth of what moves most, and no update is known better than to the
+        last digit of its parameter.
+        """
+        start = {**self._whole, **self._start}
+        updates = {name: leaf.detach() - start[name] for name, leaf in self._leaves.items()}
+        largest = max(float(update.abs().max()) for update in updates.values())
+        assert largest > 1e-4, "nothing was trained"
+        worst = 0.0
+        for name, update in updates.items():
+            if name not in state:
+                assert not update.any(), f"{name} should have been trained"
+                continue
+            found = state[name] - start[name]
+            scale = max(float(update.abs().max()), 0.01 * largest)
+            digit = torch.finfo(found.dtype).eps * start[name].abs()
+            beyond = ((found - update).abs() - digit).clamp(min=0.0)
+            worst = max(worst, float(beyond.nan_to_num(torch.inf).max()) / scale)
+        return worst

@@ -234,3 +234,29 @@ def test_masks_have_the_gradients(operator: Any, given: tuple[Any, ...]) -> None
     grad = torch.linspace(-1.0, 2.0, len(POINTS))
     found, expected = masks.MASKS[operator](grad, *given), operator(grad, *given)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (4, 2), (2, 3)])
+@pytest.mark.parametrize("dilation", [1, [2, 1]])
+def test_padding_by_a_word(kernel: tuple[int, int], padding: str, dilation: Any) -> None:
+    weight = torch.randn(4, 3, *kernel)
+    assert_same(
+        lambda x, w: plain.padded_conv2d(x, w, None, (1, 1), padding, dilation),
+        lambda x, w: func.conv2d(x, w, None, 1, padding, dilation),
+        torch.randn(IMAGE),
+        weight,
+    )
+
+
+@pytest.mark.parametrize("dim", [None, 1, [-1], [0, 2]])
+@pytest.mark.parametrize("keepdim", [False, True])
+@pytest.mark.parametrize("order", [2, 3])
+def test_lengths_of_vectors(order: float, dim: Any, *, keepdim: bool) -> None:
+    x = torch.randn(2, 4, 3)
+    x[0, 1] = 0.0
+    assert_same(
+        lambda x: plain.vector_norm(x, order, dim, keepdim),
+        lambda x: torch.linalg.vector_norm(x, order, dim, keepdim),
+        x,
+    )

@@ -1,5 +1,6 @@
 """Losses equal PyTorch's, ignored labels count for nothing, and misfits are named."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,12 +12,14 @@ from pockmobile.errors import ModelError, UsageError
 from pockmobile.loss import (
     LOSSES,
     BinaryCrossEntropy,
+    Contrastive,
     CrossEntropy,
     CustomLoss,
     Evaluation,
     Loss,
     MeanSquaredError,
     NextToken,
+    SigmoidContrastive,
     TargetRange,
     resolve_loss,
 )
@@ -127,7 +130,8 @@ def test_a_batch_of_padding_has_no_loss_and_no_gradient(loss: Loss, target: Tens
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=lambda loss: loss.name)
 def test_example_targets_fit_and_lie_in_the_range(loss: Loss) -> None:
-    output = torch.randn(2, 3, 4, requires_grad=True)
+    is_of_pairs = isinstance(loss, Contrastive | SigmoidContrastive)
+    output = torch.randn((3, 3) if is_of_pairs else (2, 3, 4), requires_grad=True)
     targets = loss.example_targets(output)
     assert loss.evaluate(output, targets).loss.isfinite()
     low, high = loss.target_range(output).low, loss.target_range(output).high
@@ -143,8 +147,64 @@ def test_ranges() -> None:
     assert BinaryCrossEntropy().target_range(output) == TargetRange(0, 1, "nan")
 
 
+def clip_loss(similarity: Tensor) -> Tensor:
+    labels = torch.arange(len(similarity))
+    both = func.cross_entropy(similarity, labels) + func.cross_entropy(similarity.t(), labels)
+    return both / 2.0
+
+
+def siglip_loss(similarity: Tensor) -> Tensor:
+    signs = 2.0 * torch.eye(len(similarity)) - 1.0
+    return -func.logsigmoid(signs * similarity).sum(-1).mean()
+
+
+PAIR_LOSSES = [(Contrastive(), clip_loss), (SigmoidContrastive(), siglip_loss)]
+
+
+@pytest.mark.parametrize(("loss", "expected"), PAIR_LOSSES)
+def test_pairs_are_told_apart_from_the_rest_of_the_batch(
+    loss: Loss, expected: Callable[[Tensor], Tensor]
+) -> None:
+    output = 3.0 * torch.randn(5, 5)
+    assert_equals(loss, output, torch.arange(5), expected)
+    # The order of the columns says nothing.
+    order = torch.tensor([3, 0, 4, 1, 2])
+    assert_equals(loss, output, order, lambda o: expected(o[:, order]))
+
+
+@pytest.mark.parametrize(("loss", "expected"), PAIR_LOSSES)
+def test_a_row_without_a_pair_is_not_there(
+    loss: Loss, expected: Callable[[Tensor], Tensor]
+) -> None:
+    output = torch.randn(5, 5)
+    output[:, 3], output[3] = 50.0, 50.0
+    labels = torch.tensor([0, 1, 2, -100, 4])
+    kept = torch.tensor([0, 1, 2, 4])
+    assert_equals(loss, output, labels, lambda o: expected(o[kept][:, kept]))
+    result = loss.evaluate(output, (labels,))
+    best = output[kept][:, kept].argmax(1)
+    assert result.metrics[0].item() == (best == torch.arange(4)).sum().item()
+    assert result.metrics[1].item() == 4.0
+
+
+def test_two_rows_may_share_a_column() -> None:
+    output = torch.randn(3, 3)
+    labels = torch.tensor([0, 0, 2])
+    for loss, _ in PAIR_LOSSES:
+        assert 0.0 < loss.evaluate(output, (labels,)).loss.item() < 10.0
+
+
+def test_pairs_need_a_square() -> None:
+    with pytest.raises(ModelError, match=r"needs outputs \[batch, batch\].*found \[2, 3\]"):
+        Contrastive().evaluate(torch.randn(2, 3), (torch.arange(2),))
+    assert Contrastive().example_targets(torch.randn(3, 3))[0].tolist() == [0, 1, 2]
+    assert SigmoidContrastive().target_range(torch.randn(3, 3)) == TargetRange(0, 2, -100)
+
+
 def test_names_resolve() -> None:
-    assert list(LOSSES) == ["cross_entropy", "next_token", "mse", "bce"]
+    assert list(LOSSES) == [
+        "cross_entropy", "next_token", "mse", "bce", "contrastive", "sigmoid_contrastive",
+    ]  # fmt: skip
     for name, loss in LOSSES.items():
         assert resolve_loss(name) is loss
         assert resolve_loss(loss) is loss

@@ -12,6 +12,7 @@ from torch import nn
 
 from pockmobile import models
 from pockmobile.capture import describe_layers, export_forward
+from pockmobile.capture.blocks import blocks_of
 from pockmobile.errors import PlanError
 from pockmobile.models.llama import Llama
 from pockmobile.models.transformer_lm import TransformerLM
@@ -46,7 +47,7 @@ def names(model: str, plan: str) -> list[str]:
     return list(resolve_plan(plan, layers_of(model)).update)
 
 
-def blocks_of(model: str) -> list[str]:
+def block_names(model: str) -> list[str]:
     """The blocks, as far as the presets go: what holds the head counts as none."""
     head = layers_of(model)[-1].block
     found = dict.fromkeys(layer.block for layer in layers_of(model))
@@ -81,7 +82,7 @@ def blocks_of(model: str) -> list[str]:
     ],
 )
 def test_blocks_are_those_that_a_human_counts(model: str, expected: list[str]) -> None:
-    assert blocks_of(model) == expected
+    assert block_names(model) == expected
 
 
 @pytest.mark.parametrize("model", CASES)
@@ -167,6 +168,54 @@ def test_sparse_takes_both_first_layers_of_a_gated_feed_forward() -> None:
     linears = ["attention.query", "attention.key", "attention.value", "attention.output"]
     expected = {f"blocks.2.{linear}.weight" for linear in [*linears, "mlp.gate", "mlp.up"]}
     assert set(names("llama", "sparse:1:1")) == {"embedding.weight"} | expected
+
+
+def blocks_of_weights(*paths: str) -> list[str]:
+    layers = [Layer(path, "", "linear", f"{path}.weight", "") for path in paths]
+    return blocks_of(layers)
+
+
+def test_a_stage_holds_blocks_where_its_parts_are_alike() -> None:
+    stages = ["stages.0.down", *(f"stages.0.layers.{n}.{p}" for n in (0, 1) for p in "ab")]
+    assert blocks_of_weights(*stages) == [""] + 2 * ["stages.0.layers.0"] + 2 * [
+        "stages.0.layers.1"
+    ]
+    # A shortcut in the first of them alone does not make them different.
+    shortcut = ["s.0.l.0.a", "s.0.l.0.b", "s.0.l.0.cut", "s.1.l.0.a", "s.1.l.0.b"]
+    assert blocks_of_weights(*shortcut) == 3 * ["s.0.l.0"] + 2 * ["s.1.l.0"]
+
+
+def test_parts_of_a_block_that_are_numbered_but_differ_are_no_blocks() -> None:
+    parts = ["b.0.layer.0.q", "b.0.layer.0.k", "b.0.layer.1.up", "b.0.layer.1.down"]
+    assert blocks_of_weights(*parts) == 4 * ["b.0"]
+
+
+class _TwoTowers(nn.Module):
+    """Images and words, each with a block or two and a head, and what nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in "ab")
+        self.right = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in "a")
+        self.left_head, self.right_head = nn.Linear(4, 3), nn.Linear(4, 3)
+        self.scale, self.extra = nn.Parameter(torch.ones(3)), nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        left = self.left_head(self.left[1](self.left[0](x)))
+        right = self.right_head(self.right[0](y))
+        return left * self.scale @ right.t(), self.extra(right)
+
+
+def test_towers_have_a_head_each() -> None:
+    inputs = (torch.zeros(2, 4), torch.zeros(2, 4))
+    layers = describe_layers(export_forward(_TwoTowers(), inputs))
+    heads = resolve_plan("head", layers).update
+    assert {name.rpartition(".")[0] for name in heads} == {"left_head", "right_head"}
+    last = set(resolve_plan("last:1", layers).update)
+    assert {"left.1.0.weight", "right.0.0.weight", "scale"} <= last
+    assert not any(name.startswith("left.0") for name in last)
+    with pytest.raises(PlanError, match=r"asks for the last 2 blocks, the model has 1$"):
+        resolve_plan("last:2", layers)
 
 
 def test_parameters_that_require_no_gradient_are_in_no_preset() -> None:

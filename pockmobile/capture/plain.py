@@ -17,16 +17,31 @@ def conv1d(
 ) -> Tensor:  # fmt: skip
     """Convolves along the last dimension, as a row of an image."""
     planes, kernel = x.unsqueeze(-2), weight.unsqueeze(-2)
-    result: Tensor = _conv2d(
-        planes,
-        kernel,
-        bias,
-        (1, _single(stride)),
-        padding if isinstance(padding, str) else (0, _single(padding)),
-        (1, _single(dilation)),
-        groups,
-    )
+    steps, spread = (1, _single(stride)), (1, _single(dilation))
+    if isinstance(padding, str):
+        result = padded_conv2d(planes, kernel, bias, steps, padding, spread, groups)
+    else:
+        pads = (0, _single(padding))
+        result = _conv2d(planes, kernel, bias, steps, pads, spread, groups)
     return result.squeeze(-2)
+
+
+def padded_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sequence[int] = (1, 1),
+    padding: str = "valid", dilation: Sequence[int] = (1, 1), groups: int = 1,
+) -> Tensor:  # fmt: skip
+    """Convolves with as much padding as a word says, written in numbers."""
+    rows, columns = (
+        step * (size - 1) if padding == "same" else 0
+        for step, size in zip(_pair(dilation), weight.shape[2:], strict=True)
+    )
+    if rows % 2 or columns % 2:
+        # One more at the end than at the start.
+        x = func.pad(x, (0, columns % 2, 0, rows % 2))
+    result: Tensor = _conv2d(
+        x, weight, bias, stride, (rows // 2, columns // 2), dilation, groups
+    )
+    return result
 
 
 def conv_transpose1d(
@@ -55,6 +70,34 @@ def weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
     """Returns vectors of these directions and lengths; the vectors lie across `dim`."""
     others = [axis for axis in range(direction.dim()) if axis != dim % direction.dim()]
     return direction * (length / (direction * direction).sum(others, keepdim=True).sqrt())
+
+
+class _Length(torch.autograd.Function):
+    """The length of vectors, whose gradient is zero where they are, without a `where`."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, dims: list[int]) -> Tensor:
+        length = (x * x).sum(dims, keepdim=True).sqrt()
+        ctx.save_for_backward(x, length)
+        return length
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        x, length = ctx.saved_tensors  # type: ignore[attr-defined]
+        return grad * (x / length.clamp(min=_SHORTEST)), None
+
+
+def vector_norm(
+    x: Tensor, order: float = 2, dim: int | Sequence[int] | None = None, keepdim: bool = False,
+    **kwargs: Any,
+) -> Tensor:  # fmt: skip
+    """Returns lengths of vectors, or other norms as PyTorch computes them."""
+    if order != 2 or kwargs.get("dtype") is not None:
+        norm: Tensor = torch.linalg.vector_norm(x, order, dim, keepdim, **kwargs)
+        return norm
+    dims = [dim] if isinstance(dim, int) else [*(range(x.dim()) if dim is None else dim)]
+    length: Tensor = _Length.apply(x, dims)  # type: ignore[no-untyped-call]
+    return length if keepdim else length.squeeze(dims)
 
 
 def embedding_bag(
@@ -96,18 +139,26 @@ def rrelu(
     return func.leaky_relu(x, (low + high) / 2.0)
 
 
+def _pair(numbers: int | Sequence[int]) -> Sequence[int]:
+    numbers = [numbers] if isinstance(numbers, int) else numbers
+    return [*numbers] * (2 // len(numbers))
+
+
 def _single(numbers: int | Sequence[int]) -> int:
     return numbers if isinstance(numbers, int) else numbers[0]
 
 
 _MEAN, _MAX = 1, 2
 _ABSENT: Final = -1e30
+_SHORTEST: Final = 1e-30
 
 PLAIN: Final[Mapping[Any, Callable[..., Any]]] = {
     _aten.conv1d.default: conv1d,
     _aten.conv1d.padding: conv1d,
+    _aten.conv2d.padding: padded_conv2d,
     _aten.conv_transpose1d.default: conv_transpose1d,
     _aten.bilinear.default: bilinear,
+    _aten.linalg_vector_norm.default: vector_norm,
     _aten._weight_norm.default: weight_norm,
     _aten.embedding_bag.default: embedding_bag,
     _aten.embedding_bag.padding_idx: embedding_bag,

@@ -45,7 +45,8 @@ def add_training_options(group: Any, targets: Sequence[str] = ("xnnpack", "porta
     group.add_argument(
         "--loss",
         default="cross_entropy",
-        help="cross_entropy, next_token, mse, bce or MODULE:FUNCTION (default: cross_entropy)",
+        help="cross_entropy, next_token, mse, bce, contrastive, sigmoid_contrastive or "
+        "MODULE:FUNCTION (default: cross_entropy)",
     )
     group.add_argument(
         "--target",

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
 from pockmobile.graph.rewrite import shape_of
 from pockmobile.targets.xnnpack.convolution import CONVOLUTION
@@ -24,11 +25,16 @@ EMITTERS: Final[Mapping[Any, Emit]] = {
     **REDUCE,
     **CONVOLUTION,
 }
+WHOLE_NUMBERS: Final = "of whole numbers or truth values"
+"""Why what computes on no numbers with a point is left: it is no work for a delegate."""
+
 _MAX_RANK: Final = 6
 
 
 def refusal(node: fx.Node, constants: Container[fx.Node]) -> str | None:
     """Returns why the delegate does not take a node, or None if it does."""
+    if not _touches_floats(node):
+        return WHOLE_NUMBERS
     if node.target not in EMITTERS:
         return "XNNPACK has no such operator"
     if node.target is operator.getitem:
@@ -38,6 +44,11 @@ def refusal(node: fx.Node, constants: Container[fx.Node]) -> str | None:
         return reason
     check = _CHECKS.get(node.target)
     return check(node, constants) if check else None
+
+
+def _touches_floats(node: fx.Node) -> bool:
+    values = tree_leaves([other.meta["val"] for other in (node, *node.all_input_nodes)])
+    return any(isinstance(value, Tensor) and value.is_floating_point() for value in values)
 
 
 def _refuse_types(node: fx.Node) -> str | None:
