@@ -46,7 +46,8 @@ class Predictor:
         known = np.where(np.isin(rows, untaught), self._vocabulary.id(UNKNOWN), rows)
         output = self._session.predict(known)
         assert isinstance(output, torch.Tensor)
-        found: Probabilities = output.softmax(-1).numpy()
+        # In place: a vocabulary's numbers for each place are much, and come once a row.
+        found: Probabilities = torch.softmax(output, -1, out=output).numpy()
         found[..., untaught.start : untaught.stop] = 0.0
         return found
 
