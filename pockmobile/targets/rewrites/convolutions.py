@@ -14,7 +14,8 @@ from torch import Tensor, fx
 
 from pockmobile.graph.rewrite import shape_of
 from pockmobile.passes.decompose import Decomposition
-from pockmobile.targets.rewrites.windows import Geometry, Pair, Windows, pad, taps, windows
+from pockmobile.targets.rewrites.phases import by_phases
+from pockmobile.targets.rewrites.windows import Geometry, Pair, pad, taps, windows
 
 _aten = torch.ops.aten
 
@@ -57,7 +58,7 @@ def _forward_trained(
     elif _is_depthwise(weight, groups):
         result = _weighted(taps(x, weight.shape[2:], geometry), weight)
     else:
-        result = _apply(x, weight, windows(x.shape[1], weight.shape[2:], geometry), groups)
+        result = windows(x, weight, geometry).convolve(x, weight)
     return result if bias is None else result + bias.reshape(1, -1, 1, 1)
 
 
@@ -71,28 +72,6 @@ def _upsampled(x: Tensor, weight: Tensor, geometry: Geometry, extra: Pair) -> Pa
         + extra[i]
         for i in range(2)
     ]
-
-
-def _apply(x: Tensor, weight: Tensor, seen: Windows, groups: int) -> Tensor:
-    """Multiplies the windows of x [n, c, h, w] by weights [o, c/groups, kh, kw]."""
-    parts = zip(seen.gather(x), seen.parts(weight), strict=True)
-    return functools.reduce(
-        torch.add, (_product(window, part, groups) for window, part in parts)
-    )
-
-
-def _product(window: Tensor, part: Tensor, groups: int) -> Tensor:
-    """Multiplies windows [n, m, h, w] by weights [o, m/groups]: [n, o, h, w]."""
-    n, width, height, length = window.shape
-    outputs, inner = part.shape
-    rows = window.permute(0, 2, 3, 1)
-    if groups == 1:
-        product = rows.reshape(-1, width) @ part.t()
-    else:
-        split = rows.reshape(-1, groups, inner).permute(1, 0, 2)
-        filters = part.reshape(groups, outputs // groups, inner).permute(0, 2, 1)
-        product = torch.bmm(split, filters).permute(1, 0, 2)
-    return product.reshape(n, height, length, outputs).permute(0, 3, 1, 2)
 
 
 def _is_depthwise(weight: Tensor, groups: int) -> bool:
@@ -161,12 +140,14 @@ def _by_flipped_filters(
 def _by_windows(grad: Tensor, sizes: Pair, weight: Tensor, geometry: Geometry) -> Tensor:
     outputs, inner, *kernel = weight.shape
     groups = geometry.groups
+    if not geometry.is_dense and groups == 1 and all(step == 1 for step in geometry.dilation):
+        return by_phases(grad, sizes, weight, geometry)
     spread, dense = _spread(grad, sizes, kernel, geometry)
     if _is_depthwise(weight, groups):
         return _weighted(taps(spread, kernel, dense, is_flipped=True), weight)
     by_group = weight.reshape(groups, outputs // groups, inner, *kernel).transpose(1, 2)
     turned = by_group.reshape(groups * inner, outputs // groups, *kernel)
-    return _apply(spread, turned, windows(outputs, kernel, dense, is_flipped=True), groups)
+    return windows(spread, turned, dense, is_flipped=True).convolve(spread, turned)
 
 
 def _spread(
@@ -205,21 +186,4 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry
         sums = {tap: (value * grad).sum([0, 2, 3]) for tap, value in taps(x, kernel, geometry)}
         ordered = [sums[tap].reshape(1, -1) for tap in sorted(sums)]
         return torch.cat(ordered).t().reshape(weight.shape)
-    outputs, groups = grad.shape[1], geometry.groups
-    errors = grad.permute(0, 2, 3, 1).reshape(-1, outputs)
-    seen = windows(x.shape[1], kernel, geometry)
-    return seen.join([_correlation(errors, window, groups) for window in seen.gather(x)])
-
-
-def _correlation(errors: Tensor, window: Tensor, groups: int) -> Tensor:
-    """Returns the gradient [o, m/groups] of what multiplies windows [n, m, h, w].
-
-    `errors` is the output's gradient, [n*h*w, o].
-    """
-    outputs, width = errors.shape[1], window.shape[1]
-    rows = window.permute(0, 2, 3, 1).reshape(-1, width)
-    if groups == 1:
-        return errors.t() @ rows
-    by_group = rows.reshape(-1, groups, width // groups).permute(1, 0, 2)
-    split = errors.reshape(-1, groups, outputs // groups).permute(1, 2, 0)
-    return torch.bmm(split, by_group).reshape(outputs, -1)
+    return windows(x, weight, geometry).weight_gradient(grad, x)

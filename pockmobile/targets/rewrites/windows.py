@@ -1,5 +1,6 @@
 """What a convolution sees of its input, gathered by operators that only move data."""
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,10 @@ Pair: TypeAlias = tuple[int, int] | list[int]
 _LEAST_CHANNELS: Final = 16
 """Of an input whose windows are products of their own for each row of the kernel: with fewer,
 such a product is too narrow to be fast."""
+
+_MOST_LOST: Final = 0.25
+"""Of an input's height: where more of it is padding, products of all of it cost more than
+slices."""
 
 
 @final
@@ -48,11 +53,8 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Windows(ABC):
-    """How windows are gathered, and how a weight lies against them.
+    """How a convolution and the gradient of its weight are made of products.
 
-    `gather` gives parts one after another, so that no more than one need exist at a time. A
-    convolution is the sum of the products of each with its part of the weight, and the
-    weight's gradient is made of the products of each with the output's gradient.
     `is_flipped` turns the kernel around, as the input's gradient sees it.
     """
 
@@ -61,81 +63,168 @@ class Windows(ABC):
     is_flipped: bool
 
     @abstractmethod
-    def gather(self, x: Tensor) -> Iterator[Tensor]:
-        """Yields parts of the windows of x [n, c, h, w], each [n, m, out_h, out_w]."""
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Returns x [n, i, h, w] convolved with a weight [o, i / groups, kh, kw]."""
 
     @abstractmethod
-    def parts(self, weight: Tensor) -> Sequence[Tensor]:
-        """Returns the parts of a weight [o, i, kh, kw], each [o, m / groups]."""
+    def weight_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
+        """Returns [o, i / groups, kh, kw] from the output's gradient [n, o, h, w]."""
 
-    @abstractmethod
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """Returns the weight that has these parts."""
+    def _turned(self, numbers: Sequence[int]) -> Sequence[int]:
+        return numbers[::-1] if self.is_flipped else numbers
 
 
 def windows(
-    channels: int, kernel: Sequence[int], geometry: Geometry, *, is_flipped: bool = False
+    x: Tensor, weight: Tensor, geometry: Geometry, *, is_flipped: bool = False
 ) -> Windows:
-    """Returns how the windows over an input of `channels` are best gathered."""
-    height, width = (int(size) for size in kernel)
-    is_wide = channels >= _LEAST_CHANNELS and geometry.groups == 1
-    by_rows = is_wide and geometry.is_dense and height * width > 1
-    kind = _ByRows if by_rows else _AtOnce
+    """Returns how the windows over x [n, i, h, w] best meet a weight [o, i/groups, kh, kw]."""
+    height, width = weight.shape[2:]
+    seen = [
+        (x.shape[2 + i] + 2 * geometry.padding[i] - geometry.dilation[i] * (size - 1))
+        for i, size in enumerate((height, width))
+    ]
+    is_wide = x.shape[1] >= _LEAST_CHANNELS and geometry.groups == 1
+    is_large = x.shape[0] * seen[0] * seen[1] >= weight.shape[0]
+    kind: type[Windows] = _AtOnce
+    if is_wide and is_large and geometry.is_dense and height * width > 1:
+        lost = geometry.dilation[0] * (height - 1)
+        kind = _ByShifts if lost <= _MOST_LOST * seen[0] else _ByRows
     return kind((height, width), geometry, is_flipped)
 
 
 @final
 class _AtOnce(Windows):
-    """One part: channel c and tap k become channel c*K + k, the order of the weight itself.
+    """Channel c and tap k become channel c*K + k, the order of the weight itself.
 
-    A grouped convolution with constant one-hot filters gathers it.
+    A grouped convolution with constant one-hot filters gathers them: nothing beside a large
+    weight, which is read as it lies.
     """
 
-    def gather(self, x: Tensor) -> Iterator[Tensor]:
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        parts = weight.reshape(weight.shape[0], -1)
+        return product(self._gather(x), parts, self.geometry.groups)
+
+    def weight_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
+        found = correlation(grad, self._gather(x), self.geometry.groups)
+        return found.reshape(found.shape[0], -1, *self.kernel)
+
+    def _gather(self, x: Tensor) -> Tensor:
         height, width = self.kernel
-        taps, channels = height * width, x.shape[1]
-        if taps == 1 and self.geometry.is_dense and not any(self.geometry.padding):
-            yield x
-            return
-        one_hot = torch.eye(taps).flip(0) if self.is_flipped else torch.eye(taps)
-        filters = one_hot.reshape(taps, 1, height, width).repeat(channels, 1, 1, 1)
-        yield replace(self.geometry, groups=channels).convolve(x, filters)
+        count, channels = height * width, x.shape[1]
+        if count == 1 and self.geometry.is_dense and not any(self.geometry.padding):
+            return x
+        one_hot = torch.eye(count).flip(0) if self.is_flipped else torch.eye(count)
+        filters = one_hot.reshape(count, 1, height, width).repeat(channels, 1, 1, 1)
+        return replace(self.geometry, groups=channels).convolve(x, filters)
 
-    def parts(self, weight: Tensor) -> Sequence[Tensor]:
-        return [weight.reshape(weight.shape[0], -1)]
 
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
-        (part,) = parts
-        return part.reshape(part.shape[0], -1, *self.kernel)
+@dataclass(frozen=True)
+class _SideBySide(Windows):
+    """The taps of a row of the kernel are put side by side once, as channels."""
+
+    def _row(self, x: Tensor) -> tuple[Tensor, int]:
+        """Returns them, [n, kw*i, padded height, w], and the height of the output."""
+        padded, (height, width) = _padded(x, self.kernel, self.geometry)
+        right = self.geometry.dilation[1]
+        taps_ = self._turned(range(self.kernel[1]))
+        return torch.cat([padded.narrow(3, j * right, width) for j in taps_], 1), height
+
+    def _starts(self) -> list[int]:
+        """Returns where each row of the kernel begins to see."""
+        down = self.geometry.dilation[0]
+        return [i * down for i in self._turned(range(self.kernel[0]))]
+
+    def _rows(self, weight: Tensor) -> Tensor:
+        """Returns the weights of each row of the kernel, one below the other: [kh*o, kw*i]."""
+        return weight.permute(2, 0, 3, 1).reshape(self.kernel[0] * weight.shape[0], -1)
+
+    def _join(self, rows: Tensor, outputs: int) -> Tensor:
+        """Returns the weight of which these, [kh*o, kw*i], are the parts."""
+        height, width = self.kernel
+        return rows.reshape(height, outputs, width, -1).permute(1, 3, 0, 2)
 
 
 @final
-class _ByRows(Windows):
-    """A part for each row of the kernel, whose channels are those of its taps side by side.
+class _ByRows(_SideBySide):
+    """Each row of the kernel multiplies its slice of them."""
 
-    The taps of a row are put side by side once, and each row of the kernel is a slice of that.
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        outputs, rows = weight.shape[0], self._rows(weight)
+        parts = [
+            product(under, rows.narrow(0, i * outputs, outputs))
+            for i, under in enumerate(self._slices(x))
+        ]
+        return functools.reduce(torch.add, parts)
+
+    def weight_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
+        parts = [correlation(grad, rows) for rows in self._slices(x)]
+        return self._join(torch.cat(parts), grad.shape[1])
+
+    def _slices(self, x: Tensor) -> Iterator[Tensor]:
+        row, height = self._row(x)
+        for start in self._starts():
+            yield row.narrow(2, start, height)
+
+
+@final
+class _ByShifts(_SideBySide):
+    """Each row of the kernel multiplies all of them, and the products are shifted.
+
+    They are narrower than what is multiplied, so that less is copied; the products of the
+    input's borders are lost.
     """
 
-    def gather(self, x: Tensor) -> Iterator[Tensor]:
-        height, width = self.kernel
-        padded, sizes = _padded(x, self.kernel, self.geometry)
-        down, right = self.geometry.dilation
-        columns = [padded.narrow(3, j * right, sizes[1]) for j in self._turned(range(width))]
-        row = torch.cat(columns, 1)
-        for i in self._turned(range(height)):
-            yield row.narrow(2, i * down, sizes[0])
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        row, height = self._row(x)
+        found, outputs = product(row, self._rows(weight)), weight.shape[0]
+        shifted = [
+            found.narrow(1, i * outputs, outputs).narrow(2, start, height)
+            for i, start in enumerate(self._starts())
+        ]
+        return functools.reduce(torch.add, shifted)
 
-    def _turned(self, numbers: Sequence[int]) -> Sequence[int]:
-        return numbers[::-1] if self.is_flipped else numbers
+    def weight_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
+        row, height = self._row(x)
+        lost = row.shape[2] - height
+        errors = grad.permute(1, 0, 2, 3)
+        shifted = [pad(errors, (0, 0, start, lost - start)) for start in self._starts()]
+        found = torch.cat(shifted).reshape(len(shifted) * grad.shape[1], -1) @ as_rows(row)
+        return self._join(found, grad.shape[1])
 
-    def parts(self, weight: Tensor) -> Sequence[Tensor]:
-        turned = weight.permute(2, 0, 3, 1)
-        return [turned[i].reshape(weight.shape[0], -1) for i in range(self.kernel[0])]
 
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
-        outputs, width = parts[0].shape[0], self.kernel[1]
-        rows = torch.cat([part.reshape(1, outputs, width, -1) for part in parts])
-        return rows.permute(1, 3, 0, 2)
+def as_rows(x: Tensor) -> Tensor:
+    """Returns the pixels of x [n, c, h, w] as rows [n*h*w, c]."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def product(x: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
+    """Multiplies the pixels of x [n, m, h, w] by weights [o, m/groups]: [n, o, h, w]."""
+    n, _, height, length = x.shape
+    outputs, inner = weight.shape
+    rows = as_rows(x)
+    if groups == 1:
+        # The right operand is packed: that should be the smaller one.
+        is_large = len(rows) >= outputs
+        found = rows @ weight.t() if is_large else (weight @ rows.t()).t()
+    else:
+        split = rows.reshape(-1, groups, inner).permute(1, 0, 2)
+        filters = weight.reshape(groups, outputs // groups, inner).permute(0, 2, 1)
+        found = torch.bmm(split, filters).permute(1, 0, 2)
+    return found.reshape(n, height, length, outputs).permute(0, 3, 1, 2)
+
+
+def correlation(grad: Tensor, x: Tensor, groups: int = 1) -> Tensor:
+    """Returns the gradient [o, m/groups] of what multiplied the pixels of x [n, m, h, w].
+
+    `grad` is that of the product, [n, o, h, w].
+    """
+    errors, rows = as_rows(grad), as_rows(x)
+    if groups == 1:
+        return errors.t() @ rows
+    outputs, width = errors.shape[1], rows.shape[1]
+    by_group = rows.reshape(-1, groups, width // groups).permute(1, 0, 2)
+    split = errors.reshape(-1, groups, outputs // groups).permute(1, 2, 0)
+    return torch.bmm(split, by_group).reshape(outputs, -1)
 
 
 def taps(

@@ -1,0 +1,97 @@
+"""A trained convolution and its gradients, as products, against autograd in float64."""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from pockmobile.targets.rewrites import convolutions
+from pockmobile.targets.rewrites.windows import Geometry, windows
+
+_TOLERANCE = 1e-12
+
+
+class _Case(NamedTuple):
+    kernel: tuple[int, int]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    channels: tuple[int, int]
+    groups: int = 1
+
+
+def _cases() -> list[_Case]:
+    sizes = [((3, 3), [1, 1]), ((1, 1), [0, 0]), ((2, 3), [0, 2]), ((5, 1), [2, 0])]
+    strides = [[1, 1], [2, 2], [3, 1]]
+    channels = [(16, 4), (3, 8), (17, 700)]
+    product = itertools.product(sizes, strides, channels)
+    plain = [
+        _Case(kernel, stride, padding, [1, 1], pair)
+        for (kernel, padding), stride, pair in product
+    ]
+    return [
+        *plain,
+        _Case((3, 3), [1, 1], [2, 2], [2, 2], (16, 5)),
+        _Case((3, 2), [2, 1], [0, 1], [2, 1], (16, 5)),
+        _Case((3, 3), [2, 2], [3, 3], [1, 1], (16, 5)),
+        _Case((3, 3), [2, 2], [1, 1], [1, 1], (16, 8), groups=2),
+        _Case((3, 3), [2, 2], [1, 1], [1, 1], (6, 6), groups=6),
+        _Case((1, 1), [2, 2], [0, 0], [1, 1], (16, 5)),
+        _Case((1, 1), [2, 2], [1, 1], [1, 1], (16, 5)),
+    ]
+
+
+@pytest.mark.parametrize("case", _cases(), ids=str)
+@pytest.mark.parametrize("height", [6, 19])
+def test_a_trained_convolution_and_its_gradients_are_those_of_autograd(
+    case: _Case, height: int
+) -> None:
+    generator = torch.Generator().manual_seed(height)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+    inner, outputs = case.channels
+    x = random(2, inner, height, 8).requires_grad_()
+    weight = random(outputs, inner // case.groups, *case.kernel).requires_grad_()
+    geometry = (case.stride, case.padding, case.dilation)
+    expected = torch.nn.functional.conv2d(x, weight, None, *geometry, case.groups)
+    grad = random(*expected.shape)
+    gradients = torch.autograd.grad(expected, (x, weight), grad)
+
+    rest = (*geometry, False, [0, 0], case.groups)
+    x, weight = x.detach(), weight.detach()
+    with _float64_constants():
+        found = convolutions._forward_trained(x, weight, None, *rest)
+        backward = convolutions._backward(is_frozen=False)
+        both = backward(grad, x, weight, None, *rest, [True, True, False])[:2]
+
+    for value, wanted in zip((found, *both), (expected, *gradients), strict=True):
+        assert value.shape == wanted.shape
+        assert (value - wanted).abs().max() <= _TOLERANCE * (1 + wanted.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("height", "outputs", "name"),
+    [(24, 32, "_ByShifts"), (6, 32, "_ByRows"), (6, 300, "_AtOnce")],
+)
+def test_windows_are_gathered_as_costs_least(height: int, outputs: int, name: str) -> None:
+    x, weight = torch.zeros(1, 16, height, height), torch.zeros(outputs, 16, 3, 3)
+
+    found = windows(x, weight, Geometry([1, 1], [1, 1], [1, 1], 1))
+
+    assert type(found).__name__ == name
+
+
+@contextmanager
+def _float64_constants() -> Iterator[None]:
+    """Makes one-hot filters, which are of the default dtype, float64."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
