@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map
 
 from pockmobile.graph import JointGraph
 from pockmobile.graph.joint import constant_value
-from pockmobile.graph.rewrite import is_random, num_bytes
+from pockmobile.graph.rewrite import is_random, num_bytes, shape_of
 from pockmobile.passes.base import Pass, finish
 
 
@@ -21,7 +21,8 @@ class EliminateCommon(Pass):
     A value that is much larger than what it is made of is computed again where it is needed
     long after (the windows of a convolution, in the forward and in the backward pass): kept
     all the while, it would be most of a training step's memory. So is what only moves data
-    (a view, a slice, a pad), since what it moves is there as well.
+    (a view, a slice, a pad, a depthwise convolution, with which a target gathers what lies
+    under the taps of a kernel), since what it moves is there as well.
 
     Before: a = exp(x); b = exp(x); add(a, b)
     After:  a = exp(x); add(a, a)
@@ -51,6 +52,7 @@ _MOVES: Final = (
     _aten.constant_pad_nd.default,
     _aten.cat.default,
 )
+_GROUPS: Final = 8
 
 _MAX_COMPARED: Final = 4096
 """Elements of the largest constant that is compared by its bytes, others by their address."""
@@ -66,13 +68,19 @@ def _duplicates(graph: JointGraph) -> dict[fx.Node, fx.Node]:
             continue
         key = _key(node, found)
         before, first = seen.setdefault(key, (place, node))
-        if place - before > _FAR and (node.target in _MOVES or _is_expanding(node)):
+        if place - before > _FAR and (_is_move(node) or _is_expanding(node)):
             seen[key] = place, node
         elif first is not node:
             found[node] = first
             continue
         place += 1
     return found
+
+
+def _is_move(node: fx.Node) -> bool:
+    if node.target is not _aten.convolution.default:
+        return node.target in _MOVES
+    return node.args[_GROUPS] == shape_of(node.args[0])[1]  # type: ignore[arg-type]
 
 
 def _is_expanding(node: fx.Node) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 
 from pockmobile.passes import EliminateCommon
 from tests.passes.graphs import (
@@ -70,6 +71,7 @@ MOVES: dict[str, Callable[[Tensor], Tensor]] = {
     "view_copy": lambda x: aten.view_copy(x, [6]),
     "slice_copy": lambda x: aten.slice_copy(x, 0, 0, 1),
     "constant_pad_nd": lambda x: aten.constant_pad_nd(x, [1, 1]),
+    "convolution": lambda x: conv2d(x.view(1, 2, 3, 1), torch.ones(2, 1, 1, 1), groups=2),
 }
 
 
