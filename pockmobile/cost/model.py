@@ -32,6 +32,8 @@ _UNFOLDED: Final = (
     _aten.full.default,
 )
 
+_SCALINGS: Final = (_aten.mul.Tensor, _aten.div.Tensor)
+
 COUNTER_BYTES: Final = 4
 """The counter of steps that some optimizers share: float32 [1]."""
 
@@ -83,6 +85,8 @@ class CostModel:
         index = {node: number for number, node in enumerate(self.nodes)}
         self.parents = [[index[p] for p in node.all_input_nodes] for node in self.nodes]
         self.roots = [index[root(node, target)] for node in self.nodes]
+        self.reads = [[index[p] for p in _read(node)] for node in self.nodes]
+        self.sizes = [self._size(number) for number in range(len(self.nodes))]
         parameters = options.graph.input_nodes(Role.PARAMETER)
         self.parameters = {name: index[node] for name, node in parameters.items()}
         self.gradients = {part: index[node] for part, node in options.gradients.items()}
@@ -118,6 +122,16 @@ class CostModel:
         """Returns the meta tensor of a part's gradient."""
         return value_of(self.nodes[self.gradients[part]])
 
+    def _size(self, number: int) -> int:
+        """Returns the bytes of a node's value.
+
+        What is expanded in a delegate stays as small as it was, and so does it times a number.
+        """
+        node, parents = self.nodes[number], self.parents[number]
+        if node.target in _SCALINGS and len(parents) == 1:
+            return min(num_bytes(node), num_bytes(self.nodes[self.roots[parents[0]]]))
+        return num_bytes(node)
+
     def _dependencies(self) -> tuple[list[bool], list[int]]:
         """Returns of each node whether it reads the batch, and (as bits) which parameters."""
         reads_data: list[bool] = []
@@ -151,6 +165,16 @@ class CostModel:
                 found[node] = True
                 pending.extend(self.parents[node])
         return found
+
+
+def _read(node: fx.Node) -> list[fx.Node]:
+    """Returns the nodes whose values a node reads: of some it needs the shape alone."""
+    if node.target is not _aten.convolution_backward.default:
+        return node.all_input_nodes
+    grad, x, weight, *_ = node.args
+    results = {user.args[1] for user in node.users}
+    read = [grad, *([x] if 1 in results else []), *([weight] if 0 in results else [])]
+    return [value for value in read if isinstance(value, fx.Node)]
 
 
 def _loss(graph: JointGraph) -> fx.Node:
@@ -262,7 +286,7 @@ class _Step:
         """Returns which operator reads each value last."""
         last: dict[int, int] = {}
         for number in self._order:
-            sources = (self._model.roots[parent] for parent in self._model.parents[number])
+            sources = (self._model.roots[parent] for parent in self._model.reads[number])
             last.update(dict.fromkeys(sources, number))
         if self._model.clips:
             # Their joint norm is known when the last one is: until then all are kept.
@@ -280,7 +304,7 @@ class _Step:
             parent
             for parent in parents
             # What comes in from outside is not counted, so it does not die either.
-            if self._last[model.roots[parent]] == number
+            if self._last.get(model.roots[parent]) == number
             and model.nodes[model.roots[parent]].op == "call_function"
             and parent not in frozen
         )
@@ -312,7 +336,7 @@ class _Step:
 
     def _hold(self, number: int) -> None:
         arena = Arena.PLAN if number in self._planned else Arena.WORKSPACE
-        size = num_bytes(self._model.nodes[number])
+        size = self._model.sizes[number]
         self._memory.hold(size, arena, self._last.get(number, number))
 
     def _update(self, part: Part, *, is_last: bool) -> None:

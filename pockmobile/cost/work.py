@@ -24,7 +24,7 @@ class Work(StrEnum):
     DENSE = "dense"  # multiply-adds of products and of convolutions without groups
     GROUPED = "grouped"  # multiply-adds of convolutions in groups
     PACKED = "packed"  # bytes of run-time weights, which are packed at each call
-    BYTES = "bytes"  # bytes read and written by everything else
+    BYTES = "bytes"  # bytes read and written, without constants
     OPERATORS = "operators"  # calls
 
 
@@ -151,8 +151,9 @@ def work_of(node: fx.Node, constants: set[fx.Node]) -> Mapping[Work, float]:
     if node.target is operator.getitem:
         return {}
     rule = _RULES.get(node.target)
-    work = rule(node) if rule else {Work.BYTES: _moved(node, constants)}
-    return {**work, **_packed(node, constants), Work.OPERATORS: 1}
+    work = rule(node) if rule else {}
+    moved = {Work.BYTES: _moved(node, constants)}
+    return {**work, **moved, **_packed(node, constants), Work.OPERATORS: 1}
 
 
 def _moved(node: fx.Node, constants: set[fx.Node]) -> int:

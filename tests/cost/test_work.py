@@ -59,7 +59,9 @@ def load(
     ],
 )
 def test_products(function: Any, inputs: dict[str, Tensor], products: int, weight: int) -> None:
-    assert works(function, inputs) == {
+    found = dict(works(function, inputs))
+    assert found.pop(Work.BYTES) >= FLOAT * sum(value.numel() for value in inputs.values())
+    assert found == {
         Work.DENSE: products, Work.PACKED: FLOAT * weight, Work.OPERATORS: 1,
     }  # fmt: skip
 
@@ -72,12 +74,17 @@ def test_a_linear_layer_is_a_product() -> None:
     for node, value in values.items():
         node.meta["val"] = value.to("meta")
     found = work_of(call(graph, aten.linear.default, x, weight, bias), {bias})
-    assert found == {Work.DENSE: 2 * 3 * 5 * 7, Work.PACKED: FLOAT * 35, Work.OPERATORS: 1}
+    assert found == {
+        Work.DENSE: 2 * 3 * 5 * 7, Work.PACKED: FLOAT * 35, Work.OPERATORS: 1,
+        Work.BYTES: FLOAT * (2 * 3 * 5 + 7 * 5 + 2 * 3 * 7),
+    }  # fmt: skip
 
 
 def test_the_weight_of_a_frozen_product_is_not_packed_at_each_step() -> None:
     found = works(aten.mm.default, {"a": ones(3, 5)}, {"b": ones(5, 7)})
-    assert found == {Work.DENSE: 3 * 5 * 7, Work.OPERATORS: 1}
+    assert found == {
+        Work.DENSE: 3 * 5 * 7, Work.OPERATORS: 1, Work.BYTES: FLOAT * (3 * 5 + 3 * 7),
+    }  # fmt: skip
 
 
 def convolve(
@@ -117,7 +124,8 @@ def test_convolutions(
     function: Any, x: tuple[int, ...], weight: tuple[int, ...], kind: Work, products: int
 ) -> None:
     found = works(function, {"x": ones(*x), "weight": ones(*weight)})
-    assert found == {kind: products, Work.OPERATORS: 1}
+    assert found[kind] == products
+    assert set(found) == {kind, Work.BYTES, Work.OPERATORS}
 
 
 @pytest.mark.parametrize(
