@@ -47,8 +47,9 @@ def _cases() -> list[_Case]:
 
 @pytest.mark.parametrize("case", _cases(), ids=str)
 @pytest.mark.parametrize("height", [6, 19])
+@pytest.mark.parametrize("is_frozen", [False, True])
 def test_a_trained_convolution_and_its_gradients_are_those_of_autograd(
-    case: _Case, height: int
+    case: _Case, height: int, is_frozen: bool
 ) -> None:
     generator = torch.Generator().manual_seed(height)
 
@@ -67,7 +68,7 @@ def test_a_trained_convolution_and_its_gradients_are_those_of_autograd(
     x, weight = x.detach(), weight.detach()
     with _float64_constants():
         found = convolutions._forward_trained(x, weight, None, *rest)
-        backward = convolutions._backward(is_frozen=False)
+        backward = convolutions._backward(is_frozen=is_frozen)
         both = backward(grad, x, weight, None, *rest, [True, True, False])[:2]
 
     for value, wanted in zip((found, *both), (expected, *gradients), strict=True):

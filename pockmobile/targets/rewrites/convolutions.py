@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from pockmobile.graph.rewrite import shape_of
 from pockmobile.passes.decompose import Decomposition
-from pockmobile.targets.rewrites.phases import by_phases
+from pockmobile.targets.rewrites.phases import by_phases, has_phases
 from pockmobile.targets.rewrites.windows import Geometry, Pair, pad, taps, windows
 
 _aten = torch.ops.aten
@@ -118,6 +118,8 @@ def _input_gradient(
 def _by_transposed_convolution(
     grad: Tensor, sizes: Pair, weight: Tensor, geometry: Geometry
 ) -> Tensor:
+    if has_phases(geometry):
+        return by_phases(grad, sizes, weight, geometry)
     stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
     extra = []
     for i in range(2):
@@ -140,7 +142,7 @@ def _by_flipped_filters(
 def _by_windows(grad: Tensor, sizes: Pair, weight: Tensor, geometry: Geometry) -> Tensor:
     outputs, inner, *kernel = weight.shape
     groups = geometry.groups
-    if not geometry.is_dense and groups == 1 and all(step == 1 for step in geometry.dilation):
+    if has_phases(geometry):
         return by_phases(grad, sizes, weight, geometry)
     spread, dense = _spread(grad, sizes, kernel, geometry)
     if _is_depthwise(weight, groups):

@@ -18,10 +18,16 @@ _FIRST: Final = 2
 """Of the dimensions of an image, [n, c, h, w], the first that has places."""
 
 
+def has_phases(geometry: Geometry) -> bool:
+    """Whether `by_phases` takes a convolution."""
+    is_plain = geometry.groups == 1 and all(step == 1 for step in geometry.dilation)
+    return is_plain and not geometry.is_dense
+
+
 def by_phases(grad: Tensor, sizes: Pair, weight: Tensor, geometry: Geometry) -> Tensor:
     """Returns the gradient [n, i, *sizes] from the output's gradient [n, o, h, w].
 
-    The weight is [o, i, kh, kw]; the geometry has one group and a dilation of one.
+    The weight is [o, i, kh, kw].
     """
     outputs, inner, height, width = weight.shape
     down, right = geometry.stride
