@@ -30,6 +30,7 @@ from pockmobile.describe import Description, MethodDescription, describe
 from pockmobile.errors import ModelError, UsageError
 from pockmobile.fitting import fit
 from pockmobile.graph import JointGraph, Role
+from pockmobile.graph.columns import run_width
 from pockmobile.loss import Loss, resolve_loss
 from pockmobile.optim import SGD, Optimizer
 from pockmobile.pipeline import chunk_width, pruning, rewriting, rounding
@@ -164,6 +165,7 @@ def compile(
         chosen_loss,
         gradient_scale=chosen_target.gradient_scale,
     )
+    width = chunk_width(chosen_target, loss_chunk)
     progress("capture predict")
     small = _resized(model, whole, example_args, example_kwargs, predict_batch_size)
     others = {"predict": capture_predict(small, small.inputs)}
@@ -175,7 +177,8 @@ def compile(
         clip_norm=clip_norm,
         target=chosen_target,
         memory_budget=memory_budget,
-        chunk_width=chunk_width(chosen_target, loss_chunk),
+        chunk_width=width,
+        runs=_runs(output, width),
     )
     rewritten = _rewrite(joint, others, recipe, progress)
     progress("lower")
@@ -214,6 +217,7 @@ class _Recipe:
     target: Target
     memory_budget: int | None
     chunk_width: int | None
+    runs: tuple[int, int]
 
 
 @final
@@ -259,11 +263,27 @@ def _rewrite(
     graphs = {"train_step": train}
     # What is encoded is frozen: it takes no part of the state.
     pruning_of = {"encode": pruning(replace(recipe.plan, update={}))}
+    cuts: Mapping[str, Sequence[p.Pass]] = {
+        "evaluate": [p.ChunkLoss(recipe.chunk_width)],
+        "predict": [p.CutHead(*recipe.runs)] if _is_chunked(rest) else [],
+    }
     for method, graph in {"evaluate": measured, **others}.items():
-        own = pruning_of.get(method, prune)
-        chunk = [p.ChunkLoss(recipe.chunk_width)] if method == "evaluate" else []
-        graphs[method], _ = p.run_passes(graph, [*own, *chunk, *rewriting(recipe.target)])
+        own = [*pruning_of.get(method, prune), *cuts.get(method, [])]
+        graphs[method], _ = p.run_passes(graph, [*own, *rewriting(recipe.target)])
     return _Rewritten(graphs, [*first, *rest], pruned.num_operators)
+
+
+def _runs(output: Tensor, width: int | None) -> tuple[int, int]:
+    """Returns the number of an output's columns, and of those that are computed at once."""
+    num_columns = output.shape[-1] if output.dim() else 1
+    num_rows = output.numel() // max(num_columns, 1)
+    return num_columns, run_width(num_rows, num_columns, width)
+
+
+def _is_chunked(passes: Sequence[p.PassRun]) -> bool:
+    """Whether a training step computes its logits by runs."""
+    runs = [run for run in passes if run.name == p.ChunkLoss.name]
+    return any(run.num_before != run.num_after for run in runs)
 
 
 def _input_limits(graphs: Sequence[JointGraph]) -> Mapping[str, int]:

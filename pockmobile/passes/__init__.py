@@ -5,6 +5,7 @@ from pockmobile.passes.apply_plan import ApplyPlan
 from pockmobile.passes.base import Numerics, Pass, PassRun, run_passes
 from pockmobile.passes.canonicalize import Canonicalize
 from pockmobile.passes.chunk_loss import ChunkLoss
+from pockmobile.passes.cut_head import CutHead
 from pockmobile.passes.decompose import Decompose
 from pockmobile.passes.eliminate_common import EliminateCommon
 from pockmobile.passes.flatten_softmax import FlattenSoftmax
@@ -29,6 +30,7 @@ __all__ = [
     "ApplyPlan",
     "Canonicalize",
     "ChunkLoss",
+    "CutHead",
     "Decompose",
     "EliminateCommon",
     "FlattenSoftmax",
