@@ -1,7 +1,7 @@
 """Pass: computes the loss of a choice among many by runs of what is chosen among."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -9,9 +9,10 @@ from torch import fx
 
 from pockmobile.errors import UsageError
 from pockmobile.graph import JointGraph
-from pockmobile.graph.columns import Columns, is_row_view, run_width, runs, unviewed
+from pockmobile.graph.choices import Choice, choice_of, compared, logits_of
+from pockmobile.graph.columns import run_width, runs
 from pockmobile.graph.joint import add_constant
-from pockmobile.graph.rewrite import arguments, call, replace_node, shape_of, value_of
+from pockmobile.graph.rewrite import arguments, call, replace_node, shape_of
 from pockmobile.passes.base import Numerics, Pass, finish
 
 _aten = torch.ops.aten
@@ -49,180 +50,36 @@ class ChunkLoss(Pass):
         Raises:
             UsageError: a width was asked for, and this loss has no logits that can be cut.
         """
-        bases = _bases(graph)
-        found = [choice for base in bases if (choice := _choice(base))]
+        bases = logits_of(graph)
+        found = [choice for base in bases if (choice := choice_of(base))]
         is_small = any(shape_of(base)[-1] <= (self.width or 0) for base in bases)
         if self.width and not found and not is_small:
             raise UsageError(
-                "a loss in runs needs one that chooses a label by the outputs of a linear "
-                "layer (cross_entropy, next_token), and nothing but products behind it; leave "
-                "the size of a run out, or choose such a loss"
+                f"--loss-chunk {self.width} needs a loss that chooses a label by the outputs "
+                "of a linear layer, as cross_entropy and next_token do, with nothing between; "
+                "leave it out, or choose such a loss"
             )
         if not any(self._cuts(choice) for choice in found):
             return graph
         graph = graph.copy()
-        for base in _bases(graph):
-            choice = _choice(base)
+        for base in logits_of(graph):
+            choice = choice_of(base)
             if choice is not None and self._cuts(choice):
                 _Sweep(graph, choice, self._width(choice)).write()
         return finish(graph)
 
-    def _cuts(self, choice: "_Choice") -> bool:
+    def _cuts(self, choice: Choice) -> bool:
         return self._width(choice) < choice.columns.num_columns
 
-    def _width(self, choice: "_Choice") -> int:
+    def _width(self, choice: Choice) -> int:
         return run_width(choice.columns.num_rows, choice.columns.num_columns, self.width)
-
-
-@final
-@dataclass
-class _Choice:
-    """Logits, and all that reads them.
-
-    `picks` take the label's logarithm of a probability, `comparisons` the largest logit's
-    place beside the label. `products` multiply probabilities, as rows, by a matrix with a row
-    for each column; `turned` multiply them, as columns, by a matrix with a row for each row;
-    `sums` add them up over the rows.
-    """
-
-    columns: Columns
-    index: fx.Node | None = None
-    picks: list[fx.Node] = field(default_factory=list)
-    comparisons: list[fx.Node] = field(default_factory=list)
-    products: list[fx.Node] = field(default_factory=list)
-    turned: list[fx.Node] = field(default_factory=list)
-    sums: list[fx.Node] = field(default_factory=list)
-
-    @property
-    def ends(self) -> list[fx.Node]:
-        """The operators that are replaced."""
-        return [*self.picks, *self.comparisons, *self.products, *self.turned, *self.sums]
-
-    @property
-    def operands(self) -> list[fx.Node]:
-        """What the replacement reads beside the logits' own sources."""
-        factors = [arguments(node)[1] for node in (*self.products, *self.turned)]
-        labels = [] if self.index is None else [self.index]
-        compared = [_compared(node) for node in self.comparisons]
-        return [*labels, *compared, *factors]
-
-
-def _bases(graph: JointGraph) -> list[fx.Node]:
-    """Returns the logits of the graph's choices."""
-    sources = [
-        unviewed(node.all_input_nodes[0])
-        for node in graph.nodes
-        if node.target is _aten._log_softmax.default and _is_last(node)
-    ]
-    return list(dict.fromkeys(sources))
-
-
-def _choice(base: fx.Node) -> _Choice | None:
-    """Returns all that reads the logits, if each is known."""
-    columns = Columns.of(base)
-    if columns is None:
-        return None
-    choice = _Choice(columns)
-    if not _reads(choice, base) or not _compares_labels(choice):
-        return None
-    return None if _depends(choice.operands, set(choice.ends)) else choice
-
-
-def _depends(nodes: Iterable[fx.Node], ends: set[fx.Node]) -> bool:
-    """Whether some of the nodes are made of what is replaced."""
-    seen: set[fx.Node] = set()
-    pending = list(nodes)
-    while pending:
-        node = pending.pop()
-        if node in ends:
-            return True
-        if node not in seen:
-            seen.add(node)
-            pending += node.all_input_nodes
-    return False
-
-
-def _reads(choice: _Choice, node: fx.Node) -> bool:
-    """Collects what reads logits; returns whether all of it is known."""
-    return all(_read(choice, node, user) for user in node.users)
-
-
-def _read(choice: _Choice, node: fx.Node, user: fx.Node) -> bool:
-    if is_row_view(user):
-        return _reads(choice, user)
-    if user.target is _aten._log_softmax.default and _is_last(user):
-        return all(_picks(choice, pick) for pick in user.users)
-    if user.target is _aten._softmax.default and _is_last(user):
-        return all(_multiplies(choice, user, end) for end in user.users)
-    if user.target is _aten.argmax.default and _is_last(user) and len(user.args) == 2:
-        choice.comparisons += user.users
-        return all(end.target is _aten.eq.Tensor for end in user.users)
-    return False
-
-
-def _picks(choice: _Choice, node: fx.Node) -> bool:
-    if node.target is not _aten.gather.default or not _is_last(node) or node.kwargs:
-        return False
-    index = arguments(node)[2]
-    if choice.index not in (None, index) or value_of(index).numel() != choice.columns.num_rows:
-        return False
-    choice.index = index
-    choice.picks.append(node)
-    return True
-
-
-def _multiplies(
-    choice: _Choice, node: fx.Node, user: fx.Node, *, is_turned: bool = False
-) -> bool:
-    if is_row_view(user) and not is_turned:
-        return all(_multiplies(choice, user, end) for end in user.users)
-    is_matrix = len(shape_of(node)) == 2
-    if user.target is _aten.permute_copy.default and is_matrix and not is_turned:
-        return all(_multiplies(choice, user, end, is_turned=True) for end in user.users)
-    if user.target is _aten.mm.default and user.args[0] is node is not user.args[1]:
-        (choice.turned if is_turned else choice.products).append(user)
-        return True
-    if user.target is _aten.sum.dim_IntList and is_matrix and arguments(user)[1] == [0]:
-        choice.sums.append(user)
-        return not is_turned
-    return False
-
-
-def _is_last(node: fx.Node) -> bool:
-    """Whether an operator works along the last dimension."""
-    source, dim = arguments(node)[:2]
-    return dim in (-1, len(shape_of(source)) - 1)
-
-
-def _compares_labels(choice: _Choice) -> bool:
-    """Whether what is compared are the labels whose logits are picked."""
-    if not choice.comparisons:
-        return True
-    if choice.index is None:
-        return False
-    clamped = choice.index
-    while clamped.target is _aten.view_copy.default:
-        clamped = clamped.all_input_nodes[0]
-    is_clamped = clamped.target is _aten.clamp.default and clamped.args[1:] == (0,)
-    labels = clamped.all_input_nodes[0] if is_clamped else None
-    return all(_compared(node) is labels for node in choice.comparisons)
-
-
-def _compared(node: fx.Node) -> fx.Node:
-    """Returns what the largest logit's place is compared with."""
-    found: fx.Node = next(
-        operand
-        for operand in node.args
-        if operand.target is not _aten.argmax.default  # type: ignore
-    )
-    return found
 
 
 @final
 class _Sweep:
     """Writes the sweeps over the runs of one choice."""
 
-    def __init__(self, graph: JointGraph, choice: _Choice, width: int) -> None:
+    def __init__(self, graph: JointGraph, choice: Choice, width: int) -> None:
         self._module = graph.module
         self._graph = graph.module.graph
         self._choice = choice
@@ -296,7 +153,7 @@ class _Sweep:
         """The largest logit is the label's, which is there."""
         reaches = self._call(_aten.ge.Tensor, rows.picked, rows.largest)
         reaches = self._call(_aten.view_copy.default, reaches, shape_of(node))
-        is_there = self._call(_aten.ge.Scalar, _compared(node), 0)
+        is_there = self._call(_aten.ge.Scalar, compared(node), 0)
         return self._call(_aten.bitwise_and.Tensor, reaches, is_there)
 
     def _second_sweep(self) -> dict[fx.Node, fx.Node]:

@@ -174,7 +174,7 @@ def test_the_input_stays_as_it_was_and_little_is_left_whole() -> None:
 def test_what_cannot_be_cut_is_said(model: nn.Module, loss: Loss, target: Tensor) -> None:
     graph = prepared(model, torch.randn(ROWS, 5), target, loss)
     assert ChunkLoss().apply(graph) is graph
-    with pytest.raises(UsageError, match="a loss in runs needs one that chooses a label"):
+    with pytest.raises(UsageError, match="--loss-chunk 32 needs a loss that chooses a label"):
         ChunkLoss(32).apply(graph)
 
 
