@@ -10,6 +10,7 @@ from pockmobile.errors import UsageError
 COMMANDS: Final = {
     "analyze": "find what to train under a budget of memory and time",
     "export": "turn a PyTorch model into a program that trains",
+    "forecast": "tell what a program would need, without a weight in memory",
     "inspect": "show what a program is made of",
     "personalize": "train a program on a data file, on this computer",
 }

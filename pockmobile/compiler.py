@@ -27,12 +27,13 @@ from pockmobile.capture import (
     with_adapters,
 )
 from pockmobile.describe import Description, MethodDescription, describe
-from pockmobile.errors import ModelError
+from pockmobile.errors import ModelError, UsageError
 from pockmobile.fitting import fit
 from pockmobile.graph import JointGraph, Role
+from pockmobile.graph.columns import run_width
 from pockmobile.loss import Loss, resolve_loss
 from pockmobile.optim import SGD, Optimizer
-from pockmobile.pipeline import pruning, rewriting, rounding
+from pockmobile.pipeline import chunk_width, pruning, rewriting, rounding
 from pockmobile.plan import UpdatePlan, check_plan, resolve_plan
 from pockmobile.targets import Target, lower_program, resolve_target
 
@@ -40,22 +41,37 @@ from pockmobile.targets import Target, lower_program, resolve_target
 @final
 @dataclass(frozen=True)
 class Program:
-    """A training program: the bytes of its `.pte`, and its manifest."""
+    """A training program: the bytes of its `.pte`, and its manifest.
+
+    That of a model on the meta device is a forecast: all of it but its weights.
+    """
 
     buffer: bytes
     manifest: Manifest
+    num_absent: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of the `.pte`, weights included even where they are absent."""
+        return len(self.buffer) + self.num_absent
 
     def save(self, path: str | Path) -> None:
         """Writes the `.pte`, whole or not at all.
 
         Raises:
             ArtifactError: the file cannot be written.
+            UsageError: the model was on the meta device.
         """
+        if self.num_absent:
+            raise UsageError(
+                "the model is on the meta device, so its program has no weights to be saved; "
+                "compile the model itself"
+            )
         write_program(path, self.buffer)
 
     def report(self) -> str:
         """Returns what is trained, what it costs and what is delegated, for people."""
-        return render(self.manifest, len(self.buffer))
+        return render(self.manifest, self.num_bytes)
 
 
 def compile(
@@ -73,10 +89,15 @@ def compile(
     split: bool = False,
     frozen_weights: str = "fp32",
     memory_budget: int | None = None,
+    loss_chunk: int | None = None,
     name: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Program:
     """Compiles a model into a program that trains it on the stock ExecuTorch runtime.
+
+    A model on the meta device, with its example inputs there, takes no memory for weights, and
+    makes a forecast: a program without them, whose manifest and report are those of the real
+    one but for the bytes of the file, which are estimated.
 
     Args:
         model: an ordinary module (its forward pass in evaluation mode is exported), or what
@@ -108,6 +129,9 @@ def compile(
         memory_budget: the most bytes that a step may need beside the frozen weights; if more
             would be, values are computed again in the backward pass instead of kept, which
             takes time.
+        loss_chunk: of the classes that a label is chosen among (`cross_entropy`,
+            `next_token`), how many have logits in memory at once, 0 for all; chosen by default
+            where the logits of a batch would take more than 12 MiB.
         name: the model's name in the manifest; by default its class.
         progress: told each stage as it begins.
 
@@ -131,7 +155,8 @@ def compile(
     targets = named_targets(example_targets, chosen_loss, output)
     target_range = chosen_loss.target_range(output)
     for target_name, value in targets.items():
-        target_range.check(target_name, value)
+        if not value.is_meta:
+            target_range.check(target_name, value)
     progress("capture the joint graph")
     joint = capture_joint(
         forward,
@@ -140,6 +165,7 @@ def compile(
         chosen_loss,
         gradient_scale=chosen_target.gradient_scale,
     )
+    width = chunk_width(chosen_target, loss_chunk)
     progress("capture predict")
     small = _resized(model, whole, example_args, example_kwargs, predict_batch_size)
     others = {"predict": capture_predict(small, small.inputs)}
@@ -151,6 +177,8 @@ def compile(
         clip_norm=clip_norm,
         target=chosen_target,
         memory_budget=memory_budget,
+        chunk_width=width,
+        runs=_runs(output, width),
     )
     rewritten = _rewrite(joint, others, recipe, progress)
     progress("lower")
@@ -188,6 +216,8 @@ class _Recipe:
     clip_norm: float | None
     target: Target
     memory_budget: int | None
+    chunk_width: int | None
+    runs: tuple[int, int]
 
 
 @final
@@ -216,7 +246,8 @@ def _rewrite(
             p.AppendOptimizer(recipe.optimizer, recipe.clip_norm),
             p.Canonicalize(),
             p.RemoveNoops(),
-            p.SplitOneHot(),
+            p.SplitOneHot(recipe.chunk_width),
+            p.ChunkLoss(recipe.chunk_width),
             p.NarrowGradients(),
             *rewriting(recipe.target),
             # Last, so that it sees the operators that will really run.
@@ -232,10 +263,27 @@ def _rewrite(
     graphs = {"train_step": train}
     # What is encoded is frozen: it takes no part of the state.
     pruning_of = {"encode": pruning(replace(recipe.plan, update={}))}
+    cuts: Mapping[str, Sequence[p.Pass]] = {
+        "evaluate": [p.ChunkLoss(recipe.chunk_width)],
+        "predict": [p.CutHead(*recipe.runs)] if _is_chunked(rest) else [],
+    }
     for method, graph in {"evaluate": measured, **others}.items():
-        own = pruning_of.get(method, prune)
+        own = [*pruning_of.get(method, prune), *cuts.get(method, [])]
         graphs[method], _ = p.run_passes(graph, [*own, *rewriting(recipe.target)])
     return _Rewritten(graphs, [*first, *rest], pruned.num_operators)
+
+
+def _runs(output: Tensor, width: int | None) -> tuple[int, int]:
+    """Returns the number of an output's columns, and of those that are computed at once."""
+    num_columns = output.shape[-1] if output.dim() else 1
+    num_rows = output.numel() // max(num_columns, 1)
+    return num_columns, run_width(num_rows, num_columns, width)
+
+
+def _is_chunked(passes: Sequence[p.PassRun]) -> bool:
+    """Whether a training step computes its logits by runs."""
+    runs = [run for run in passes if run.name == p.ChunkLoss.name]
+    return any(run.num_before != run.num_after for run in runs)
 
 
 def _input_limits(graphs: Sequence[JointGraph]) -> Mapping[str, int]:
@@ -256,9 +304,12 @@ def _emit(description: Description) -> Program:
         return written[-1].to_json()
 
     methods = {name: (m.graph, m.lowered) for name, m in description.methods.items()}
-    state = _initial_state(description.methods["train_step"].graph)
+    train = description.methods["train_step"].graph
+    state = [torch.zeros(1)] if description.is_forecast else _initial_state(train)
     buffer = lower_program(methods, state, write_manifest)
-    return Program(buffer, written[-1])
+    manifest = written[-1]
+    absent = manifest.frozen_bytes + _parameter_bytes(train) if description.is_forecast else 0
+    return Program(buffer, manifest, absent)
 
 
 def _checked(plan: UpdatePlan, forward: Forward, joint: JointGraph) -> UpdatePlan:
@@ -317,9 +368,15 @@ def _initial_state(train: JointGraph) -> Sequence[Tensor]:
     ]
 
 
+def _parameter_bytes(train: JointGraph) -> int:
+    return sum(value.numel() * value.element_size() for value in train.initial.values())
+
+
 def _weights_sha256(forward: Forward) -> str:
+    """Returns the hash of all weights; on the meta device, of their names and shapes."""
     digest = hashlib.sha256()
     for name, value in sorted({**forward.parameters, **forward.buffers}.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+        if not value.is_meta:
+            digest.update(value.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -48,16 +48,16 @@ class Description:
     num_pruned: int
     passes: Sequence[PassRun]
 
+    @property
+    def is_forecast(self) -> bool:
+        """Whether the model is on the meta device: then there are no weights."""
+        return any(v.is_meta for v in self.methods["train_step"].graph.initial.values())
+
 
 def describe(description: Description, planned: Mapping[str, int]) -> m.Manifest:
     """Returns the manifest; `planned` is the bytes that the runtime plans for each method."""
     train = description.methods["train_step"].graph
     state = _state(train, description.plan)
-    frozen = {
-        key: size
-        for method in description.methods.values()
-        for key, size in method.lowered.frozen.items()
-    }
     return m.Manifest(
         versions=m.Versions(
             pockmobile=version("pockmobile"),
@@ -77,7 +77,7 @@ def describe(description: Description, planned: Mapping[str, int]) -> m.Manifest
         loss=description.loss.name,
         metrics=description.loss.metrics,
         state_bytes=_state_bytes(train),
-        frozen_bytes=sum(frozen.values()),
+        frozen_bytes=_frozen_bytes(description),
         num_nodes=m.NumNodes(
             description.num_captured, description.num_pruned, train.num_operators
         ),
@@ -85,6 +85,16 @@ def describe(description: Description, planned: Mapping[str, int]) -> m.Manifest
         application={},
         target_options=description.target.options(),
     )
+
+
+def _frozen_bytes(description: Description) -> int:
+    lowered = [method.lowered for method in description.methods.values()]
+    if description.is_forecast:
+        # What methods make of weights that are not at hand cannot be compared: it counts as
+        # the same, of which one method has most.
+        return max(sum(method.frozen.values()) for method in lowered)
+    frozen = {key: size for method in lowered for key, size in method.frozen.items()}
+    return sum(frozen.values())
 
 
 def _passes(description: Description) -> tuple[m.PassRecord, ...]:

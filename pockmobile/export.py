@@ -22,6 +22,7 @@ from pockmobile.options.analysis import (
 from pockmobile.options.common import (
     add_model_options,
     add_optimizer_options,
+    add_program_options,
     add_training_options,
     check_output,
     constants,
@@ -97,14 +98,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="adds `encode` for what comes before the first layer that learns, so that later "
         "epochs start there",
     )
-    training.add_argument(
-        "--frozen-weights",
-        choices=("fp32", "int8", "int4"),
-        default="fp32",
-        help="int8 takes less room and time where much is frozen; losses differ by about 1 %%. "
-        "int4 takes less memory and more time than int8, for linear layers; by about 2 %% "
-        "(default: fp32)",
-    )
+    add_program_options(training)
     add_training_options(training, TARGETS)
     add_target_options(parser)
     add_optimizer_options(parser.add_argument_group("optimizer"))
@@ -257,6 +251,7 @@ def _compile(
         split=options.split,
         frozen_weights=options.frozen_weights,
         memory_budget=None if options.plan == _AUTO else options.memory_budget,
+        loss_chunk=options.loss_chunk,
         name=loaded.name,
         progress=progress,
     )

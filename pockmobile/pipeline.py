@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 from pockmobile import passes as p
+from pockmobile.errors import UsageError
+from pockmobile.graph.columns import WHOLE
 from pockmobile.plan import UpdatePlan
 from pockmobile.targets import Target
 
@@ -16,6 +18,23 @@ def rounding(target: Target) -> Sequence[p.Pass]:
     """Brings gradients in float16, where the target computes them so, to the optimizer."""
     scale = target.gradient_scale
     return [] if scale is None else [p.RoundGradients(scale)]
+
+
+def chunk_width(target: Target, asked: int | None) -> int | None:
+    """Returns how many of the classes that a label is chosen among are computed at once.
+
+    Raises:
+        UsageError: some were asked for, where gradients are computed in float16.
+    """
+    if target.gradient_scale is None:
+        return asked
+    if asked:
+        # A label is found by its number, and float16 has whole numbers up to 2,048.
+        raise UsageError(
+            f"--loss-chunk {asked} needs a target that computes in float32, found "
+            f"{target.name} in float16; leave it out"
+        )
+    return WHOLE
 
 
 def simplification() -> Sequence[p.Pass]:

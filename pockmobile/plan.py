@@ -17,6 +17,8 @@ PLAN_FORMAT: Final = 1
 ADAPTER_A: Final = "lora_a"
 ADAPTER_B: Final = "lora_b"
 _FACTORS: Final = (ADAPTER_A, ADAPTER_B)
+_LARGE_VOCABULARY: Final = 16_384
+"""Outputs of a head that is left frozen beside adapters and the weights of `sparse`."""
 Kind = Literal["convolution", "linear", "norm", "embedding", "other"]
 
 
@@ -130,6 +132,7 @@ class Layer:
     feed-forward layer. `max_rank` is the highest rank of a low-rank adapter beside it, 0 where
     none fits: linear layers and 1x1 convolutions take one. `towers` are the heads, by number,
     that its outputs reach: a model has one, unless parts of it end side by side (CLIP's).
+    `num_outputs` is that of a linear layer.
     """
 
     path: str
@@ -140,6 +143,7 @@ class Layer:
     is_leading: bool = False
     max_rank: int = 0
     towers: frozenset[int] = frozenset({0})
+    num_outputs: int = 0
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -220,6 +224,11 @@ def _head(layers: list[Layer]) -> set[str]:
     return {name for head in head_layers(layers) for name in head.parameters}
 
 
+def _small_heads(layers: list[Layer]) -> list[Layer]:
+    """The heads but those of a large vocabulary, which would be most of what is trained."""
+    return [head for head in head_layers(layers) if head.num_outputs < _LARGE_VOCABULARY]
+
+
 def _bias(layers: list[Layer]) -> set[str]:
     return _head(layers) | {layer.bias for layer in layers if layer.bias}
 
@@ -241,7 +250,7 @@ def _sparse(layers: list[Layer], num_bias_blocks: int, num_weight_blocks: int) -
         set[str]().union(*(_last_blocks(layers, number, tower) for tower in _towers(layers)))
         for number in (num_bias_blocks, num_weight_blocks)
     )
-    chosen = _head(layers)
+    chosen = {name for head in _small_heads(layers) for name in head.parameters}
     chosen |= {layer.bias for layer in layers if layer.bias and layer.block in bias_blocks}
     for index, layer in enumerate(layers):
         if layer.is_leading and layer.block in weight_blocks:
@@ -250,14 +259,14 @@ def _sparse(layers: list[Layer], num_bias_blocks: int, num_weight_blocks: int) -
 
 
 def _lora(layers: list[Layer], rank: int, *num_blocks: int) -> set[str]:
-    """The heads beside the adapters, unless they are tied to an embedding table."""
+    """The heads beside the adapters, unless they are large or tied to an embedding table."""
     if rank < 1 or not _adapted(layers, rank, *num_blocks):
         raise PlanError(
             f"lora:{rank} needs a rank of 1 or more, and linear layers or 1x1 convolutions "
             f"of at least {rank} channels beside the head"
         )
     tables = {layer.weight for layer in layers if layer.kind == "embedding"}
-    heads = [head for head in head_layers(layers) if head.weight not in tables]
+    heads = [head for head in _small_heads(layers) if head.weight not in tables]
     return {name for head in heads for name in head.parameters}
 
 

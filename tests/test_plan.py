@@ -170,6 +170,17 @@ def test_sparse_takes_both_first_layers_of_a_gated_feed_forward() -> None:
     assert set(names("llama", "sparse:1:1")) == {"embedding.weight"} | expected
 
 
+@pytest.mark.parametrize(("num_tokens", "is_trained"), [(16_384, False), (16_383, True)])
+def test_the_head_of_a_large_vocabulary_stays_frozen(num_tokens: int, is_trained: bool) -> None:
+    sizes = {"context": 4, "width": 8, "num_blocks": 1, "num_heads": 2, "num_key_heads": 1}
+    model = Llama(num_tokens=num_tokens, is_tied=False, **sizes)
+    layers = describe_layers(export_forward(model, (torch.zeros(1, 4, dtype=torch.int64),)))
+    assert {layer.path: layer.num_outputs for layer in layers}["head"] == num_tokens
+    for plan in ("lora:2", "sparse:1:1"):
+        assert ("head.weight" in resolve_plan(plan, layers).update) is is_trained, plan
+    assert list(resolve_plan("head", layers).update) == ["head.weight"]
+
+
 def blocks_of_weights(*paths: str) -> list[str]:
     layers = [Layer(path, "", "linear", f"{path}.weight", "") for path in paths]
     return blocks_of(layers)

@@ -28,6 +28,21 @@ def render(manifest: Manifest, file_bytes: int) -> str:
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
+def render_needs(manifest: Manifest, file_bytes: int) -> str:
+    """Returns what a program needs, in bytes; `file_bytes` is the size of its file."""
+    trained = sum(math.prod(entry.shape) for entry in manifest.parameters)
+    parameter_bytes = 4 * trained
+    rows = [
+        ("model", f"{manifest.model.name} for {manifest.target}{_options(manifest)}"),
+        ("plan", manifest.plan.preset or "custom"),
+        ("file", human_bytes(file_bytes)),
+        ("frozen", human_bytes(manifest.frozen_bytes) + _precision(manifest)),
+        ("trained", f"{human_bytes(parameter_bytes)}, {_plural(trained, 'value')}"),
+        ("optimizer", human_bytes(manifest.state_bytes - parameter_bytes)),
+    ]
+    return "\n".join([*table(rows, "<<"), "", *_methods(manifest)])
+
+
 def human_bytes(num_bytes: int) -> str:
     """Returns a number of bytes with a decimal unit, for example `1.2 MB`."""
     if num_bytes < 1000:

@@ -115,8 +115,14 @@ def _start(
     if not 0 < rank <= min(outputs, inputs):
         raise PlanError(f"{name} {list(weight.shape)} cannot have an adapter of rank {rank}")
     bound = 1.0 / math.sqrt(inputs)
-    uniform = torch.rand((rank, inputs, *places), generator=generator, dtype=weight.dtype)
-    zeros = torch.zeros((outputs, rank, *places), dtype=weight.dtype)
+    down, up = (rank, inputs, *places), (outputs, rank, *places)
+    # On the meta device nothing is drawn.
+    uniform = (
+        torch.empty(down, dtype=weight.dtype, device="meta")
+        if weight.is_meta
+        else torch.rand(down, generator=generator, dtype=weight.dtype)
+    )
+    zeros = torch.zeros(up, dtype=weight.dtype, device=weight.device)
     return {f"{name}.{ADAPTER_A}": (2.0 * uniform - 1.0) * bound, f"{name}.{ADAPTER_B}": zeros}
 
 

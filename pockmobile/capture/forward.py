@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 from pockmobile.capture.semantics import RULES
 from pockmobile.capture.supported import check_operators
 from pockmobile.errors import ModelError
+from pockmobile.graph.joint import memory_of
 
 
 @final
@@ -160,23 +161,17 @@ def _named_tensors(
     buffers: dict[str, Tensor] = {}
     trainable: set[str] = set()
     for name, parameter in graph.named_parameters(remove_duplicate=False):
-        tensors[name] = canonical.setdefault(_memory(parameter), name)
+        # Tied tensors are two objects in a loaded archive.
+        tensors[name] = canonical.setdefault(memory_of(parameter), name)
         parameters.setdefault(tensors[name], parameter.detach())
         if parameter.requires_grad and parameter.is_floating_point():
             trainable.add(tensors[name])
     targets = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
     for target in sorted(targets - set(tensors)):
         value = _attribute(graph, target)
-        tensors[target] = canonical.setdefault(_memory(value), target)
+        tensors[target] = canonical.setdefault(memory_of(value), target)
         buffers.setdefault(tensors[target], value.detach())
     return tensors, parameters, buffers, frozenset(trainable)
-
-
-def _memory(value: Tensor) -> Hashable:
-    """Returns what is the same for tied tensors; in a loaded archive they are two objects."""
-    if value.numel() == 0:
-        return id(value)
-    return (value.data_ptr(), value.shape, value.stride(), value.dtype)
 
 
 def _attribute(module: nn.Module, target: str) -> Tensor:

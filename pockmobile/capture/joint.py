@@ -150,6 +150,7 @@ def named_targets(
         ModelError: there are none.
     """
     targets = loss.example_targets(output) if targets is None else targets
+    targets = tuple(target.to(output.device) for target in targets)
     if not targets:
         raise ModelError(f"loss {loss.name} needs targets, found none")
     if len(targets) == 1:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from pockmobile.capture.adapters import PRODUCTS, highest_rank
 from pockmobile.capture.blocks import blocks_of
@@ -68,7 +68,17 @@ def _layers_of(forward: Forward, node: fx.Node) -> Iterator[Layer]:
             yield Layer(_owner(name), "", "norm" if is_vector else "other", name, "")
         return
     rank = highest_rank(node, forward.parameters[weight]) if weight else 0
-    yield Layer(_owner(weight or bias), "", kind, weight, bias, max_rank=rank)
+    outputs = _num_outputs(node, forward.parameters[weight]) if weight else 0
+    yield Layer(
+        _owner(weight or bias), "", kind, weight, bias, max_rank=rank, num_outputs=outputs
+    )
+
+
+def _num_outputs(node: fx.Node, weight: Tensor) -> int:
+    """Returns the number of a linear layer's outputs, else 0."""
+    if node.target is _aten.linear.default:
+        return weight.shape[0]
+    return weight.shape[-1] if node.target in PRODUCTS else 0
 
 
 def _argument(node: fx.Node, index: int) -> Any:

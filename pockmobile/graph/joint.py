@@ -1,6 +1,6 @@
 """The graph that all passes work on: forward, loss, backward and update in one."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, final
@@ -126,6 +126,21 @@ def constant_value(node: fx.Node) -> Tensor:
     value = getattr(node.graph.owning_module, str(node.target))
     assert isinstance(value, Tensor)
     return value
+
+
+def memory_of(value: Tensor) -> Hashable:
+    """Returns what is the same for two tensors that are the same memory, seen alike.
+
+    A tensor on the meta device has no address; its storage is told apart all the same.
+    """
+    if value.numel() == 0:
+        return id(value)
+    place = (
+        (value.untyped_storage()._cdata, value.storage_offset())
+        if value.is_meta
+        else value.data_ptr()
+    )
+    return (place, tuple(value.shape), value.stride(), value.dtype)
 
 
 def fake_like(value: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ MODULE_KEY: Final = "module"
 """Where a node keeps the path of the module that it came from, for reports."""
 LINE_KEY: Final = "line"
 """Where it keeps the file and line of the model's source, for errors."""
+AGAIN_KEY: Final = "again"
+"""Set where a value is computed a second time on purpose, not to be kept in between."""
 
 OPTIMIZER: Final = "(optimizer)"
 """The path of what belongs to no module but to the optimizer; no module can have it."""

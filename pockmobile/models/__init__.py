@@ -16,6 +16,9 @@ from pockmobile.models.resnet import BasicBlock, Bottleneck, ResNet
 
 __all__ = [
     "keyboard_lm",
+    "llama_1b",
+    "llama_7b",
+    "llama_100m",
     "mlp",
     "mobilenet_v1",
     "mobilenet_v2",
@@ -29,6 +32,46 @@ __all__ = [
 def tiny_llama() -> Llama:
     """Returns a Llama of stories260K's size: width 64, 5 blocks, 512 tokens, context 512."""
     return Llama()
+
+
+def llama_100m() -> Llama:
+    """Returns a Llama of 100 million parameters: width 768, 12 blocks, 32,000 tokens, tied."""
+    return Llama(
+        num_tokens=32_000,
+        width=768,
+        hidden=2048,
+        num_blocks=12,
+        num_heads=12,
+        num_key_heads=4,
+    )
+
+
+def llama_1b() -> Llama:
+    """Returns a Llama of the shapes of Llama 3.2 1B; its rotary positions are not scaled."""
+    return Llama(
+        num_tokens=128_256,
+        context=2048,
+        width=2048,
+        hidden=8192,
+        num_blocks=16,
+        num_heads=32,
+        num_key_heads=8,
+        rotary_base=500_000.0,
+    )
+
+
+def llama_7b() -> Llama:
+    """Returns a Llama of the shapes of Llama 2 7B, whose head is not tied."""
+    return Llama(
+        num_tokens=32_000,
+        context=2048,
+        width=4096,
+        hidden=11_008,
+        num_blocks=32,
+        num_heads=32,
+        num_key_heads=32,
+        is_tied=False,
+    )
 
 
 def mobilenet_v1(width: float = 0.25, num_classes: int = 1000) -> MobileNetV1:

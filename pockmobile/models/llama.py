@@ -98,6 +98,7 @@ class Llama(nn.Module):
         num_heads: int = 8,
         num_key_heads: int = 4,
         is_tied: bool = True,
+        rotary_base: float = _ROTARY_BASE,
     ) -> None:
         """Makes random weights; by default those of stories260K's shapes.
 
@@ -110,6 +111,7 @@ class Llama(nn.Module):
             num_heads: of the queries; a divisor of the width, with an even quotient.
             num_key_heads: of the keys and values; a divisor of `num_heads`.
             is_tied: whether the head's weight is the embedding's.
+            rotary_base: of the angles by which queries and keys are turned.
         """
         super().__init__()
         self.embedding = nn.Embedding(num_tokens, width)
@@ -122,7 +124,7 @@ class Llama(nn.Module):
         if is_tied:
             self.head.weight = self.embedding.weight
         self.apply(_initialise)
-        angles = _rotary_angles(context, width // num_heads)
+        angles = _rotary_angles(context, width // num_heads, rotary_base)
         # Computed, not learnt: they are no part of the state dict.
         self.register_buffer("cosine", angles.cos(), persistent=False)
         self.register_buffer("sine", angles.sin(), persistent=False)
@@ -168,10 +170,10 @@ def interleaved_to_halves(weight: Tensor, *, head_width: int) -> Tensor:
     return pairs.transpose(1, 2).reshape(weight.shape)
 
 
-def _rotary_angles(context: int, head_width: int) -> Tensor:
+def _rotary_angles(context: int, head_width: int, base: float) -> Tensor:
     exponents = torch.arange(0, head_width, 2, dtype=torch.float64) / head_width
     positions = torch.arange(context, dtype=torch.float64)
-    return torch.outer(positions, _ROTARY_BASE**-exponents).float()
+    return torch.outer(positions, base**-exponents).float()
 
 
 def _initialise(module: nn.Module) -> None:

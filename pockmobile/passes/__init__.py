@@ -4,6 +4,8 @@ from pockmobile.passes.append_optimizer import AppendOptimizer
 from pockmobile.passes.apply_plan import ApplyPlan
 from pockmobile.passes.base import Numerics, Pass, PassRun, run_passes
 from pockmobile.passes.canonicalize import Canonicalize
+from pockmobile.passes.chunk_loss import ChunkLoss
+from pockmobile.passes.cut_head import CutHead
 from pockmobile.passes.decompose import Decompose
 from pockmobile.passes.eliminate_common import EliminateCommon
 from pockmobile.passes.flatten_softmax import FlattenSoftmax
@@ -17,6 +19,7 @@ from pockmobile.passes.recompute import Recompute
 from pockmobile.passes.remove_noops import RemoveNoops
 from pockmobile.passes.reorder_for_memory import ReorderForMemory
 from pockmobile.passes.round_gradients import RoundGradients, computed_in_half
+from pockmobile.passes.round_tables import RoundTables
 from pockmobile.passes.scatter_last import ScatterLast
 from pockmobile.passes.split_one_hot import SplitOneHot
 from pockmobile.passes.spread_powers import SpreadPowers
@@ -26,6 +29,8 @@ __all__ = [
     "AppendOptimizer",
     "ApplyPlan",
     "Canonicalize",
+    "ChunkLoss",
+    "CutHead",
     "Decompose",
     "EliminateCommon",
     "FlattenSoftmax",
@@ -42,6 +47,7 @@ __all__ = [
     "RemoveNoops",
     "ReorderForMemory",
     "RoundGradients",
+    "RoundTables",
     "ScatterLast",
     "SplitOneHot",
     "SpreadPowers",

@@ -8,8 +8,8 @@ from torch import fx
 from torch.utils._pytree import tree_map
 
 from pockmobile.graph import JointGraph
-from pockmobile.graph.joint import constant_value
-from pockmobile.graph.rewrite import is_random, num_bytes, shape_of
+from pockmobile.graph.joint import constant_value, memory_of
+from pockmobile.graph.rewrite import AGAIN_KEY, is_random, num_bytes, shape_of
 from pockmobile.passes.base import Pass, finish
 
 
@@ -91,14 +91,14 @@ def _is_expanding(node: fx.Node) -> bool:
 
 def _key(node: fx.Node, found: dict[fx.Node, fx.Node]) -> Any:
     if node.op == "get_attr":
-        value = constant_value(node).contiguous()
-        is_small = value.numel() <= _MAX_COMPARED
-        data = (
-            value.view(-1).view(torch.uint8).numpy().tobytes() if is_small else value.data_ptr()
-        )
+        value = constant_value(node)
+        if value.is_meta or value.numel() > _MAX_COMPARED:
+            return ("constant", memory_of(value))
+        data = value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         return ("constant", value.dtype, tuple(value.shape), data)
     args = tree_map(
         lambda leaf: found.get(leaf, leaf) if isinstance(leaf, fx.Node) else leaf, node.args
     )
     # 1 and 1.0 and True are equal as keys, yet mean different operators: keep their types.
-    return (node.target, repr(args), repr(dict(node.kwargs)))
+    again = node.meta.get(AGAIN_KEY, False)
+    return (node.target, repr(args), repr(dict(node.kwargs)), again)

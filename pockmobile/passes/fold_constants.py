@@ -6,7 +6,7 @@ from typing import Any, Final, final
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from pockmobile.graph import JointGraph
 from pockmobile.graph.joint import add_constant, constant_value
@@ -100,7 +100,10 @@ def _compute(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         lambda leaf: values[leaf] if isinstance(leaf, fx.Node) else leaf,
         (node.args, dict(node.kwargs)),
     )
-    # Traced on the meta device, computed on the CPU.
+    # Traced on the meta device, computed on the CPU; or there, where weights are not at hand.
     kwargs.pop("device", None)
+    leaves = tree_leaves((args, kwargs))
+    if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves):
+        args, kwargs = tree_map_only(Tensor, lambda leaf: leaf.to("meta"), (args, kwargs))
     with torch.no_grad():
         return node.target(*args, **kwargs)

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from pockmobile.graph import JointGraph
+from pockmobile.graph.columns import run_width
 from pockmobile.graph.rewrite import arguments, call, replace_node, shape_of, value_of
 from pockmobile.passes.base import Numerics, Pass, finish
 
@@ -26,26 +27,41 @@ class SplitOneHot(Pass):
     The gradient of the logits is f * p - v * onehot(labels), with one f and one v for each
     row. A product with one-hot rows picks rows of the other operand, or adds to rows of the
     result; a product with scaled rows is scaled where it is smaller. So nothing of the size
-    of the logits is computed beside the probabilities themselves.
+    of the logits is computed beside the probabilities themselves. Where these are computed by
+    runs of classes (`width`, as in `ChunkLoss`), rows are picked from any weight.
 
     Before: e = f * p - scatter(0, labels, v); mm(e, w); mm(e.t(), h)
     After:  f * mm(p, w) - v * w[labels]; index_put(mm(p.t(), f * h), labels, -v * h, add)
     """
 
+    width: int | None = None
     name = "split-one-hot"
     numerics = Numerics.CLOSE
 
     def apply(self, graph: JointGraph) -> JointGraph:
         """Returns the graph without such one-hot labels."""
-        if not any(_ends(node) for node in graph.nodes):
+        if not any(self._ends(node) for node in graph.nodes):
             return graph
         graph = graph.copy()
         for node in list(graph.nodes):
-            for user, rows in _ends(node):
+            for user, rows in self._ends(node):
                 with graph.module.graph.inserting_before(user):
                     emit = _Emitter(graph.module.graph, rows)
                     replace_node(user, _RULES[user.target](emit, user))  # type: ignore[index]
         return finish(graph)
+
+    def _ends(self, node: fx.Node) -> "list[_End]":
+        """Returns what reads the one-hot part that begins at `node`, if all can be split."""
+        rows = _rows(node)
+        if rows is None:
+            return []
+        num_classes = shape_of(node)[-1]
+        num_rows = value_of(node).numel() // num_classes
+        is_cut = run_width(num_rows, num_classes, self.width) < num_classes
+        if num_classes < _LEAST_CLASSES and not is_cut:
+            return []
+        found = list(_readers(node, replace(rows, picks_any=is_cut)))
+        return [] if None in found else [end for end in found if end is not None]
 
 
 @final
@@ -54,7 +70,8 @@ class _Rows:
     """Rows of f * p - v * onehot(labels), the last dimension of p being classes.
 
     `scales` multiply both parts; `own` those of p alone. All are one number for each row, or
-    one for all. `is_turned` says that classes come first.
+    one for all. `is_turned` says that classes come first, `picks_any` that rows may be picked
+    from a weight that no other operator reads on the host.
     """
 
     p: fx.Node
@@ -63,18 +80,10 @@ class _Rows:
     v: fx.Node
     scales: tuple[fx.Node, ...] = ()
     is_turned: bool = False
+    picks_any: bool = False
 
 
 _End: TypeAlias = tuple[fx.Node, _Rows]
-
-
-def _ends(node: fx.Node) -> list[_End]:
-    """Returns what reads the one-hot part that begins at `node`, if all of it can be split."""
-    rows = _rows(node)
-    if rows is None:
-        return []
-    found = list(_readers(node, rows))
-    return [] if None in found else [end for end in found if end is not None]
 
 
 def _rows(node: fx.Node) -> _Rows | None:
@@ -82,7 +91,7 @@ def _rows(node: fx.Node) -> _Rows | None:
     if node.target is not _aten.sub.Tensor or node.kwargs or not _is_node(node.args[1]):
         return None
     p, one_hot = arguments(node)
-    if one_hot.target is not _aten.scatter.src or shape_of(node)[-1] < _LEAST_CLASSES:
+    if one_hot.target is not _aten.scatter.src:
         return None
     zeros, dim, labels, v = arguments(one_hot)
     is_last = dim in (-1, len(shape_of(node)) - 1) and shape_of(labels)[-1] == 1
@@ -135,7 +144,8 @@ def _is_end(user: fx.Node, node: fx.Node, rows: _Rows) -> bool:
         return arguments(user)[1] == [0] and not rows.is_turned
     if user.target is not _aten.mm.default or user.args[0] is not node:
         return False
-    return user.args[1] is not node and (rows.is_turned or _is_table(arguments(user)[1]))
+    can_pick = rows.is_turned or rows.picks_any or _is_table(arguments(user)[1])
+    return user.args[1] is not node and can_pick
 
 
 def _is_table(node: fx.Node) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from pockmobile.graph import JointGraph
 from pockmobile.graph.rewrite import MODULE_KEY, shape_of, value_of
 from pockmobile.targets.base import DelegateInfo, LoweredMethod, Outside
+from pockmobile.targets.examples import fake_examples
 from pockmobile.targets.partition import Partition, Refuse, constant_tensors, partition
 from pockmobile.targets.portable import hash_and_size
 
@@ -208,7 +209,7 @@ def _order(graph: JointGraph, cut: Partition) -> list[fx.Node | int]:
 def _lowered(
     compiled: Compiled, inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]
 ) -> LoweredBackendModule:
-    examples = tuple(torch.zeros(shape_of(node), dtype=value_of(node).dtype) for node in inputs)
+    examples = fake_examples(map(value_of, inputs))
     lowered = LoweredBackendModule(
         torch.export.export(_Shapes(outputs), examples, strict=False),
         compiled.backend,

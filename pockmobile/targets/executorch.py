@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from pockmobile.graph import JointGraph
+from pockmobile.graph.rewrite import value_of
 from pockmobile.targets.base import LoweredMethod
+from pockmobile.targets.examples import absent_as_inputs, fake_examples
 from pockmobile.targets.in_place import put_in_place
 from pockmobile.targets.kernels import check_kernels, check_limits, explain_failure
 from pockmobile.targets.memory import memory_planner
@@ -87,12 +89,14 @@ def lower_program(
 
 
 def _export(module: nn.Module, graph: JointGraph) -> ExportedProgram:
-    example = tuple(
-        torch.zeros(node.meta["val"].shape, dtype=node.meta["val"].dtype)
-        for node in graph.placeholders
-    )
+    """Exports a lowered method; what it holds on the meta device becomes an input.
+
+    Inputs come in by pointer, as constants are read where they lie: neither is planned.
+    """
     with torch.no_grad():
-        return torch.export.export(module, example, strict=False)
+        module, absent = absent_as_inputs(module)
+        values = [*map(value_of, graph.placeholders), *absent]
+        return torch.export.export(module, fake_examples(values), strict=False)
 
 
 def _name(operator: Operator) -> str:

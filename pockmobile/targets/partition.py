@@ -63,7 +63,7 @@ def _view(node: fx.Node, source: Tensor) -> Tensor:
         return source.expand(node.args[1])  # type: ignore[arg-type]
     if node.target is _aten.view_copy.default:
         return source.reshape(node.args[1])  # type: ignore[arg-type]
-    return node.target(source, *node.args[1:])  # type: ignore[operator, no-any-return]
+    return _aten.slice.Tensor(source, *node.args[1:])  # type: ignore[no-any-return]
 
 
 def partition(

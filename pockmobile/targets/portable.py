@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from pockmobile.graph import JointGraph
-from pockmobile.graph.joint import constant_value
+from pockmobile.graph.joint import constant_value, memory_of
 from pockmobile.passes import Decompose, Pass, SumRows
 from pockmobile.passes.decompose import Decomposition
 from pockmobile.targets.base import LoweredMethod, Outside, Target
@@ -54,7 +54,12 @@ class Portable(Target):
 
 
 def hash_and_size(value: Tensor) -> tuple[str, int]:
-    """Returns the SHA-256 of a tensor's bytes, and their number."""
+    """Returns the SHA-256 of a tensor's bytes, and their number.
+
+    On the meta device, where there are none, it is what tells its memory from others.
+    """
+    if value.is_meta:
+        return str(memory_of(value)), value.numel() * value.element_size()
     data = value.detach().contiguous().numpy()
     return hashlib.sha256(data.tobytes()).hexdigest(), data.nbytes
 

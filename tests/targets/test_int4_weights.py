@@ -9,7 +9,12 @@ from torch import Tensor, nn
 
 import pockmobile
 from pockmobile.models.transformer_lm import TransformerLM
-from pockmobile.targets.xnnpack.quantize import Quantized, precision, quantized_in_groups
+from pockmobile.targets.xnnpack.quantize import (
+    Quantized,
+    is_spread,
+    precision,
+    quantized_in_groups,
+)
 
 WIDTH = 64
 CLOSE = 1e-4
@@ -67,8 +72,10 @@ def test_what_is_small_or_no_linear_layer_or_of_odd_sizes_stays_in_int8() -> Non
     assert precision("int4", 80, 96, is_linear=True) == "int8"
     assert precision("int4", 8, 8, is_linear=True) == "fp32"
     assert precision("int8", 64, 64, is_linear=True) == "int8"
-    # Most of the gradient of a choice among many would be rounded to 0.
-    assert precision("int4", 128, 4096, is_turned=True) == "fp32"
+    # Most of the gradient of a choice among many would be rounded to 0: it stays as it is.
+    assert is_spread(128, 4096)
+    assert not is_spread(4096, 128)
+    assert precision("int4", 128, 4096, is_linear=True, is_spread=True) == "int8"
     assert precision("int4", 4096, 128, is_linear=True) == "int4"
 
 

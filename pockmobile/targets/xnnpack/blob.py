@@ -6,7 +6,6 @@ stock lowering puts around each convolution, takes run-time weights as weights, 
 linear in the graph. The format is that of executorch 1.5, which this project pins.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, Final, final
 
@@ -37,6 +36,7 @@ from executorch.backends.xnnpack.utils.xnnpack_constants import (
 from executorch.exir._serialize._named_data_store import NamedDataStore
 from torch import Tensor
 
+from pockmobile.targets.xnnpack.content import Content
 from pockmobile.targets.xnnpack.layout import product
 from pockmobile.targets.xnnpack.quantize import Quantized
 
@@ -58,6 +58,8 @@ class BlobBuilder:
         self._graph = XNNGraph("0", [], [], 0, [], [], [ConstantDataOffset(0, 0)])
         self._constants: dict[tuple[str, tuple[int, ...], object], int] = {}
         self._quantized: dict[tuple[int, int], int] = {}
+        # Held, so that what tells them apart stays theirs.
+        self._absent: list[Content] = []
         self.store = NamedDataStore()
         self.constant_bytes: dict[str, int] = {}
 
@@ -103,7 +105,7 @@ class BlobBuilder:
         """Adds a filter of whole numbers; in int8, `channel_dim` is that of its scales."""
         scales = weight.scale_bytes()
         # A name of its own: the runtime frees it once the delegate is compiled.
-        name = f"scales_{hashlib.sha256(scales).hexdigest()}"
+        name = f"scales_{scales.key}"
         shape = tuple(weight.values.shape)
         identifier, is_new = self._stored(weight.value_bytes(), shape, (name, channel_dim))
         if is_new:
@@ -146,26 +148,31 @@ class BlobBuilder:
         stored by name. It also frees each named one that is a filter or a bias: equal bytes
         that are read in place must be another value.
         """
-        data = value.detach().to(torch.float32).contiguous().numpy().tobytes()
-        return self._stored(data, tuple(value.shape), is_packed)[0]
+        content = Content.of(value.detach().to(torch.float32))
+        return self._stored(content, tuple(value.shape), is_packed)[0]
 
-    def _stored(self, data: bytes, shape: tuple[int, ...], kind: object) -> tuple[int, bool]:
+    def _stored(
+        self, content: Content, shape: tuple[int, ...], kind: object
+    ) -> tuple[int, bool]:
         """Returns the value with this constant, and whether it is new.
 
         `kind` sets apart equal bytes that are read otherwise.
         """
-        key = hashlib.sha256(data).hexdigest()
-        if (key, shape, kind) in self._constants:
-            return self._constants[key, shape, kind], False
-        identifier = self._add_value(shape, self._store(key, data))
-        self._constants[key, shape, kind] = identifier
-        return identifier, True
+        key = content.key, shape, kind
+        if key in self._constants:
+            return self._constants[key], False
+        self._constants[key] = self._add_value(shape, self._store(content.key, content))
+        return self._constants[key], True
 
-    def _store(self, name: str, data: bytes) -> int:
+    def _store(self, name: str, content: Content) -> int:
         """Stores bytes by name; returns their number in the delegate."""
-        self.constant_bytes[name] = len(data)
-        self.store.add_named_data(name, data, alignment=_ALIGNMENT)
-        self._graph.constant_data.append(ConstantDataOffset(UINT64_MAX, len(data), name))
+        num_bytes = content.num_bytes
+        self.constant_bytes[name] = num_bytes
+        if content.data is None:
+            self._absent.append(content)
+        else:
+            self.store.add_named_data(name, content.data, alignment=_ALIGNMENT)
+        self._graph.constant_data.append(ConstantDataOffset(UINT64_MAX, num_bytes, name))
         return len(self._graph.constant_data) - 1
 
     def node(

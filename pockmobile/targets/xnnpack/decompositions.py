@@ -26,6 +26,7 @@ _TABLE: Final[Mapping[Any, Decomposition]] = {
     _aten.sum.default: elementary.sum_to_one,
     _aten.sum.dim_IntList: elementary.sum_to_one,
     _aten.mean.default: elementary.mean_to_one,
+    _aten.amax.default: elementary.largest,
     _aten.pow.Tensor_Scalar: elementary.power,
     _aten.gelu.default: elementary.gelu,
     _aten.elu.default: elementary.elu,

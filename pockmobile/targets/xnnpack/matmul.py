@@ -21,7 +21,12 @@ from pockmobile.targets.xnnpack.blob import NO_VALUE
 from pockmobile.targets.xnnpack.elementwise import combine
 from pockmobile.targets.xnnpack.emitter import Emit, Emitter, Operand
 from pockmobile.targets.xnnpack.layout import Constant, Order, Value, lies_in
-from pockmobile.targets.xnnpack.quantize import precision, quantized, quantized_in_groups
+from pockmobile.targets.xnnpack.quantize import (
+    is_spread,
+    precision,
+    quantized,
+    quantized_in_groups,
+)
 
 _aten = torch.ops.aten
 
@@ -63,12 +68,27 @@ def fully_connected(
         transposed = right.tensor.t()
         is_turned = not transposed.is_contiguous()
         frozen_product(
-            emitter, source, transposed, bias, result.id, is_turned=is_turned, is_linear=True
+            emitter,
+            source,
+            transposed,
+            bias,
+            result.id,
+            is_turned=is_turned,
+            is_linear=True,
+            are_shares=_are_shares(node),
         )
         return result
     weight, flags = _weight(emitter, right)
     emitter.blob.node(XNNFullyConnected(source, weight, bias, result.id, flags))
     return result
+
+
+def _are_shares(node: fx.Node) -> bool:
+    """Whether the rows are shares of one, or multiples of such, as those of a softmax."""
+    left: Any = node.args[0]
+    while left.target is _aten.view_copy.default:
+        left = left.args[0]
+    return left.target in (_aten._softmax.default, _aten.exp.default)
 
 
 def frozen_product(
@@ -80,20 +100,23 @@ def frozen_product(
     *,
     is_turned: bool,
     is_linear: bool = False,
+    are_shares: bool = False,
 ) -> None:
     """Emits rows [m, k] times a constant weight [n, k] (+ bias [n]).
 
     `is_turned` says that the weight is stored as [k, n]: it serves another product, too, of
     which this is the gradient. In int8 it has a scale for each of the k then, which goes to
     the rows. int4, for what `is_linear`, has scales along k and no kernel that turns: there
-    each of the two products has a weight of its own.
+    each of the two products has a weight of its own. Rows of which most are small beside the
+    largest, as `are_shares` says, stay float32: only the weight is rounded.
     """
     outputs, inputs = weight.shape
     flags = XNN_FLAG_TRANSPOSE_WEIGHTS if is_turned else 0
     stored = weight.t() if is_turned else weight
     blob = emitter.blob
+    keeps_rows = are_shares or (is_turned and is_spread(outputs, inputs))
     held = precision(
-        emitter.frozen_weights, outputs, inputs, is_linear=is_linear, is_turned=is_turned
+        emitter.frozen_weights, outputs, inputs, is_linear=is_linear, is_spread=keeps_rows
     )
     if held == "fp32":
         filter_id = blob.weight(stored)
@@ -106,7 +129,8 @@ def frozen_product(
             scaled = blob.value(blob.shape(source))
             blob.node(XNNMultiply(source, blob.constant(found.scales), scaled, 0))
             source, found = scaled, replace(found, scales=torch.ones(outputs))
-        source = blob.quantized_rows(source, 1)
+        if not keeps_rows:
+            source = blob.quantized_rows(source, 1)
         filter_id = blob.quantized_weight(found, 1 if is_turned else 0)
     blob.node(XNNFullyConnected(source, filter_id, bias, result, flags))
 

@@ -6,6 +6,8 @@ from typing import Final, Literal, TypeAlias, final
 import torch
 from torch import Tensor
 
+from pockmobile.targets.xnnpack.content import Content
+
 Precision: TypeAlias = Literal["fp32", "int8", "int4"]
 
 _LEAST_ELEMENTS: Final = 512
@@ -28,26 +30,33 @@ class Quantized:
 
     In int8 each channel has a scale, float32 [channels]. In int4 a weight is [outputs, inputs],
     its numbers are from -8 to 7, and each `group` of a row's has a scale, bfloat16 [outputs,
-    inputs / group].
+    inputs / group]. `weight` is what was rounded.
     """
 
     values: Tensor
     scales: Tensor
+    weight: Tensor
     group: int = 0
 
-    def value_bytes(self) -> bytes:
+    def value_bytes(self) -> Content:
         """Returns the numbers as they are stored: those of int4 two a byte, the first low.
 
         They are then counted from 0, which stands for -8.
         """
+        if self.weight.is_meta:
+            size = self.values.numel() // (2 if self.group else 1)
+            return Content.made_of(self.weight, f"int{4 if self.group else 8}", size)
         if not self.group:
-            return self.values.contiguous().numpy().tobytes()
+            return Content.of(self.values)
         raised = (self.values - _LOWEST_OF_GROUP).to(torch.uint8)
-        return (raised[:, 1::2] << 4 | raised[:, ::2]).contiguous().numpy().tobytes()
+        return Content.of(raised[:, 1::2] << 4 | raised[:, ::2])
 
-    def scale_bytes(self) -> bytes:
+    def scale_bytes(self) -> Content:
         """Returns the scales as they are stored, in their own type."""
-        return self.scales.contiguous().view(torch.uint8).numpy().tobytes()
+        if self.scales.is_meta:
+            size = self.scales.numel() * self.scales.element_size()
+            return Content.made_of(self.weight, f"scales {self.group}", size)
+        return Content.of(self.scales)
 
 
 def precision(
@@ -56,24 +65,29 @@ def precision(
     inputs: int,
     *,
     is_linear: bool = False,
-    is_turned: bool = False,
+    is_spread: bool = False,
 ) -> Precision:
     """Returns how a weight is held where `asked` is the least that is allowed.
 
-    Small weights are as fast in float32, and smaller matter little. What multiplies one to get
-    a gradient (`is_turned`) through a choice among many, as of tokens, is float32 too: nearly
-    all of its numbers are small, and would be 0 in int8 beside the largest. int4 is for linear
-    layers: XNNPACK has no convolutions in it. There both sizes are whole groups, so that a
-    product and its gradient, which sums over the other, hold the weight alike.
+    Small weights are as fast in float32, and smaller matter little. int4 is for linear layers:
+    XNNPACK has no convolutions in it. There both sizes are whole groups, so that a product and
+    its gradient, which sums over the other, hold the weight alike. Rows that are not rounded,
+    since they are spread (see the function `is_spread`), are multiplied by int8 at the least.
     """
     size = inputs * outputs
     if asked == "fp32" or inputs < _LEAST_INPUTS or size < _LEAST_ELEMENTS:
         return "fp32"
-    if is_turned and inputs >= max(_LEAST_CLASSES, _TIMES_WIDER * outputs):
-        return "fp32"
     are_groups = inputs % _GROUP == 0 and outputs % _GROUP == 0
     is_grouped = is_linear and are_groups and size >= _LEAST_ELEMENTS_IN_GROUPS
-    return "int4" if asked == "int4" and is_grouped else "int8"
+    return "int4" if asked == "int4" and is_grouped and not is_spread else "int8"
+
+
+def is_spread(outputs: int, inputs: int) -> bool:
+    """Whether rows of `inputs` numbers are the gradient of a choice among many, as of tokens.
+
+    Nearly all of these are small, and would be 0 in int8 beside the largest.
+    """
+    return inputs >= max(_LEAST_CLASSES, _TIMES_WIDER * outputs)
 
 
 def quantized(weight: Tensor) -> Quantized:
@@ -84,7 +98,7 @@ def quantized(weight: Tensor) -> Quantized:
     rows = weight.detach().to(torch.float32).reshape(len(weight), -1)
     scales = _positive(rows.abs().amax(1) / _LARGEST)
     values = (rows / scales[:, None]).round().clamp(-_LARGEST, _LARGEST).to(torch.int8)
-    return Quantized(values.reshape(weight.shape), scales)
+    return Quantized(values.reshape(weight.shape), scales, weight)
 
 
 def quantized_in_groups(weight: Tensor) -> Quantized:
@@ -106,7 +120,7 @@ def quantized_in_groups(weight: Tensor) -> Quantized:
         best = torch.where(error < least, scales, best)
         least = torch.minimum(error, least)
     values = _in_groups(rows, best).to(torch.int8).reshape(weight.shape)
-    return Quantized(values, best.squeeze(2).to(torch.bfloat16), _GROUP)
+    return Quantized(values, best.squeeze(2).to(torch.bfloat16), weight, _GROUP)
 
 
 def _in_groups(rows: Tensor, scales: Tensor) -> Tensor:

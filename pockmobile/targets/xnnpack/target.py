@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from pockmobile.graph import JointGraph
 from pockmobile.passes import (
@@ -16,6 +16,7 @@ from pockmobile.passes import (
     FoldConstants,
     GatherLogSoftmax,
     Pass,
+    RoundTables,
     SumRows,
 )
 from pockmobile.targets.base import LoweredMethod, Target
@@ -23,10 +24,15 @@ from pockmobile.targets.delegate import lower_delegates
 from pockmobile.targets.rewrites.convolutions import select_convolution
 from pockmobile.targets.xnnpack.decompositions import select
 from pockmobile.targets.xnnpack.delegate import compiler
-from pockmobile.targets.xnnpack.quantize import Precision
+from pockmobile.targets.xnnpack.quantize import Precision, quantized
 from pockmobile.targets.xnnpack.support import refusal
 
 _aten = torch.ops.aten
+
+
+def _rounded(table: Tensor) -> tuple[Tensor, Tensor]:
+    found = quantized(table)
+    return found.values, found.scales
 
 
 @final
@@ -50,7 +56,9 @@ class Xnnpack(Target):
 
     def passes(self) -> Sequence[Pass]:
         """Returns the rewrites into XNNPACK's operators."""
+        tables = () if self.frozen_weights == "fp32" else (RoundTables(_rounded),)
         return (
+            *tables,
             SumRows(self.views),
             GatherLogSoftmax(),
             FlattenSoftmax(),

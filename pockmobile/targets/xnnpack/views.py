@@ -85,6 +85,7 @@ def _pad(emitter: Emitter, node: fx.Node) -> Operand:
     return result
 
 
+_MOST_JOINED: Final = 5
 _CONCATENATIONS: Final = {
     2: schema.XNNConcatenate2,
     3: schema.XNNConcatenate3,
@@ -102,9 +103,14 @@ def _cat(emitter: Emitter, node: fx.Node) -> Operand:
     sizes = [part.shape[dim] for part in parts]
     ids = [emitter.arranged(part, order) for part in parts]
     while len(ids) > 1:
-        count = min(len(ids), 5)
-        ids[:count] = [_join(emitter, node, ids[:count], sum(sizes[:count]), dim, order)]
-        sizes[:count] = [sum(sizes[:count])]
+        # Level by level, so that no part is copied more often than another.
+        starts = range(0, len(ids), _MOST_JOINED)
+        groups = [(ids[s : s + _MOST_JOINED], sum(sizes[s : s + _MOST_JOINED])) for s in starts]
+        ids = [
+            _join(emitter, node, group, size, dim, order) if len(group) > 1 else group[0]
+            for group, size in groups
+        ]
+        sizes = [size for _, size in groups]
     return Value(ids[0], storage_in(shape_of(node), order), order)
 
 
