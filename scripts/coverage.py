@@ -77,7 +77,6 @@ class Row:
     target: str
     error: float = 0.0
     share_delegated: float = 0.0
-    share_of_model: float = 0.0
     num_partitions: int = 0
     planned_bytes: int = 0
     outside: tuple[str, ...] = ()
@@ -159,8 +158,7 @@ def _figures(row: Row) -> list[str]:
     if row.target == "portable":
         return [f"{row.error:.0e}", "", "", planned, ""]
     outside = ", ".join(name.removeprefix("aten.") for name in row.outside)
-    share = row.share_of_model if row.family in PLANS else row.share_delegated
-    delegated = f"{100 * share:.0f} %"
+    delegated = f"{100 * row.share_delegated:.0f} %"
     return [f"{row.error:.0e}", delegated, str(row.num_partitions), planned, outside]
 
 

@@ -14,7 +14,7 @@ from pockmobile.passes.base import Numerics, Pass, finish
 
 _aten = torch.ops.aten
 
-_LEAST_CLASSES: Final = 512
+LEAST_CLASSES: Final = 512
 """With fewer, the one-hot labels cost less than the rows that take their place."""
 
 
@@ -82,7 +82,7 @@ def _rows(node: fx.Node) -> _Rows | None:
     if node.target is not _aten.sub.Tensor or node.kwargs or not _is_node(node.args[1]):
         return None
     p, one_hot = arguments(node)
-    if one_hot.target is not _aten.scatter.src or shape_of(node)[-1] < _LEAST_CLASSES:
+    if one_hot.target is not _aten.scatter.src or shape_of(node)[-1] < LEAST_CLASSES:
         return None
     zeros, dim, labels, v = arguments(one_hot)
     is_last = dim in (-1, len(shape_of(node)) - 1) and shape_of(labels)[-1] == 1

@@ -1,5 +1,6 @@
 """Writes elementwise operators, norms and sums in simpler ones, for targets to choose from."""
 
+import functools
 import math
 from typing import Any
 
@@ -71,6 +72,12 @@ def mean_to_one(x: Tensor, **_: Any) -> Tensor:
     return x.sum() * (1.0 / x.numel())
 
 
+def mean_by_row(x: Tensor, **_: Any) -> Any:
+    """Averages all of x, as a sum to one number as a row."""
+    total = sum_to_one(x)
+    return NotImplemented if total is NotImplemented else total * (1.0 / x.numel())
+
+
 def power(x: Tensor, exponent: float) -> Any:
     """Writes the powers that have a name."""
     table = {
@@ -109,6 +116,17 @@ def binary(operator: Any) -> Decomposition:
         if alpha == 1.0 and wide[0] is left and wide[1] is right:
             return NotImplemented
         return operator(wide[0], wide[1] if alpha == 1.0 else wide[1] * alpha)
+
+    return decompose
+
+
+@functools.cache
+def as_row(operator: Any) -> Decomposition:
+    """Gives numbers without dimensions one while `operator` computes on them."""
+
+    def decompose(*args: Any, **kwargs: Any) -> Any:
+        wide = [x.reshape(1) if isinstance(x, Tensor) else x for x in args]
+        return operator(*wide, **kwargs).reshape(())
 
     return decompose
 

@@ -21,7 +21,7 @@ from pockmobile.passes import (
 from pockmobile.targets.base import LoweredMethod, Target
 from pockmobile.targets.delegate import lower_delegates
 from pockmobile.targets.rewrites.convolutions import select_convolution
-from pockmobile.targets.xnnpack.decompositions import select
+from pockmobile.targets.xnnpack.decompositions import select, select_number
 from pockmobile.targets.xnnpack.delegate import compiler
 from pockmobile.targets.xnnpack.quantize import Precision
 from pockmobile.targets.xnnpack.support import refusal
@@ -55,6 +55,7 @@ class Xnnpack(Target):
             GatherLogSoftmax(),
             FlattenSoftmax(),
             Decompose("xnnpack", select),
+            Decompose("numbers", select_number),
             Canonicalize(),
             # A convolution is written by whether its weight is a constant: fold first.
             FoldConstants(),
