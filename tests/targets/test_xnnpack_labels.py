@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as func
 from torch import Tensor
 
+import pockmobile
 from pockmobile.passes.split_one_hot import LEAST_CLASSES
 from pockmobile.targets.xnnpack import Xnnpack
 from tests.passes.graphs import trace
@@ -78,3 +79,35 @@ def test_a_single_number_is_computed_inside() -> None:
         return x * (1.0 / length.clamp(min=0.5) + 2.0 * length)
 
     assert names_outside(scaled, LOGITS, num_outside=0) == []
+
+
+@pytest.mark.parametrize("dim", [-1, 0])
+def test_the_logarithm_of_a_softmax(dim: int) -> None:
+    logits = torch.randn(4, 5) * 3.0
+    check_on_xnnpack(lambda x: func.log_softmax(x, dim), logits)
+    # Beyond the smallest probability, and of what nothing is left.
+    far = torch.tensor([[0.0, 20.0, -200.0, 1.0, -5000.0], [-1e30, -1e30, 7.0, 7.0, -1e30]])
+    (found,) = _run(lambda x: func.log_softmax(x, -1), far)
+    torch.testing.assert_close(found, func.log_softmax(far, -1), rtol=2e-5, atol=1e-6)
+    (found,) = _run(lambda x: func.log_softmax(x, -1), torch.tensor([[0.0, -torch.inf]]))
+    assert found[0, 0] == 0.0
+    assert found[0, 1] < -1e29
+
+
+def _run(function: Callable[..., Tensor], x: Tensor) -> list[Tensor]:
+    graph = rewritten(trace(function, {"x": x}), Xnnpack())
+    lowered = Xnnpack().lower(graph)
+    assert not lowered.outside
+    return execute(graph, lowered, [x])
+
+
+def test_a_loss_of_one_s_own_is_one_delegate_but_for_its_end() -> None:
+    def loss(x: Tensor, labels: Tensor) -> Tensor:
+        return func.cross_entropy(x, labels)
+
+    program = pockmobile.compile(
+        torch.nn.Linear(6, 5), (torch.randn(4, 6),), (LABELS,), loss=loss
+    )
+    step = program.manifest.methods["train_step"]
+    assert step.num_partitions == 1
+    assert "aten._log_softmax.default" not in {item.operator for item in step.outside}

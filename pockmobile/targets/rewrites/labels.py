@@ -31,10 +31,10 @@ def gather_finite(x: Tensor, dim: int, index: Tensor, **_: Any) -> Any:
     return (x * chosen.to(x.dtype)).sum(-1, keepdim=True)
 
 
-def scatter_into_zeros(x: Tensor, dim: int, index: Tensor, values: Tensor) -> Any:
+def scatter_into_zeros(x: Tensor, dim: int, index: Tensor, values: Tensor | float) -> Any:
     """Multiplies a row's value by 1 at the label's place and 0 elsewhere; x is zero."""
     chosen = _chosen(x, dim, index)
-    if chosen is None or values.shape != index.shape:
+    if chosen is None or (isinstance(values, Tensor) and values.shape != index.shape):
         return NotImplemented
     return chosen.to(x.dtype) * values
 

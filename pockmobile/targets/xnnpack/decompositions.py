@@ -17,9 +17,20 @@ _aten = torch.ops.aten
 
 def select(node: fx.Node) -> Decomposition | None:
     """Returns the decomposition of a node, if XNNPACK needs one."""
-    if node.target in _OF_LABELS:
-        return _of_labels(node)
     return _TABLE.get(node.target)
+
+
+def select_label(node: fx.Node) -> Decomposition | None:
+    """Returns products with one-hot labels, unless there are so many that picking is cheaper.
+
+    Then the loss and its gradient do not wait for the host in between.
+    """
+    if node.target not in _OF_LABELS:
+        return None
+    is_fit, rule = _OF_LABELS[node.target]
+    source = arguments(node)[0]
+    is_narrow = bool(shape_of(source)) and shape_of(source)[-1] < LEAST_CLASSES
+    return rule if is_narrow and is_fit(source) else None
 
 
 def select_number(node: fx.Node) -> Decomposition | None:
@@ -31,22 +42,11 @@ def select_number(node: fx.Node) -> Decomposition | None:
     return elementary.as_row(node.target) if is_number else None
 
 
-def _of_labels(node: fx.Node) -> Decomposition | None:
-    """Returns products with one-hot labels, unless there are so many that picking is cheaper.
-
-    Then the loss and its gradient do not wait for the host in between.
-    """
-    source = arguments(node)[0]
-    if not shape_of(source) or shape_of(source)[-1] >= LEAST_CLASSES:
-        return None
-    is_fit, rule = _OF_LABELS[node.target]
-    return rule if is_fit(source) else None
-
-
-def _is_probability(node: fx.Node) -> bool:
+def _is_finite(node: fx.Node) -> bool:
+    """Whether it is a softmax, or its logarithm as this target writes it."""
     if node.target is _aten.view_copy.default:
-        return _is_probability(arguments(node)[0])
-    return node.target is _aten._softmax.default
+        return _is_finite(arguments(node)[0])
+    return node.target in (_aten._softmax.default, _aten._log_softmax.default)
 
 
 def _is_zeros(node: fx.Node) -> bool:
@@ -54,8 +54,9 @@ def _is_zeros(node: fx.Node) -> bool:
 
 
 _OF_LABELS: Final[Mapping[Any, tuple[Callable[[fx.Node], bool], Decomposition]]] = {
-    _aten.gather.default: (_is_probability, labels.gather_finite),
+    _aten.gather.default: (_is_finite, labels.gather_finite),
     _aten.scatter.src: (_is_zeros, labels.scatter_into_zeros),
+    _aten.scatter.value: (_is_zeros, labels.scatter_into_zeros),
 }
 """What the first argument must be, and then what is written."""
 
@@ -65,6 +66,7 @@ _TABLE: Final[Mapping[Any, Decomposition]] = {
     _aten.hardtanh_backward.default: elementary.hardtanh_backward,
     _aten.sign.default: elementary.sign,
     _aten.erf.default: elementary.erf,
+    _aten._log_softmax.default: elementary.log_of_softmax,
     _aten.native_layer_norm.default: elementary.layer_norm,
     _aten.sum.default: elementary.sum_to_one,
     _aten.sum.dim_IntList: elementary.sum_to_one,
