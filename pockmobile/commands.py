@@ -11,9 +11,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
-from typing import NoReturn, final
+from typing import Any, NoReturn, final
 
-from pockmobile.errors import PockmobileError, UsageError
+from pockmobile.errors import PockmobileError, PockmobileWarning, UsageError
 
 _INTERRUPTED = 130
 """What shells return for a command that Ctrl-C ended."""
@@ -67,7 +67,7 @@ def run(command: Callable[[], None]) -> int:
 def _quiet_libraries() -> Iterator[None]:
     """Keeps the remarks of torch, torchao and ExecuTorch away; what is wrong they raise.
 
-    `python -W default` shows the warnings all the same.
+    Our own warnings are shown; `python -W default` shows all.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     disabled = logging.root.manager.disable
@@ -76,9 +76,15 @@ def _quiet_libraries() -> Iterator[None]:
         with warnings.catch_warnings():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")
+                warnings.simplefilter("always", PockmobileWarning)
+                warnings.showwarning = _show
             yield
     finally:
         logging.disable(disabled)
+
+
+def _show(message: Warning | str, *_: Any, **__: Any) -> None:
+    print("warning:", message, file=sys.stderr)
 
 
 def start_runtime() -> None:

@@ -18,6 +18,7 @@ from pockmobile.capture import (
     Forward,
     capture_joint,
     capture_predict,
+    check_loss,
     describe_layers,
     export_forward,
     index_limits,
@@ -157,6 +158,7 @@ def compile(
     for target_name, value in targets.items():
         if not value.is_meta:
             target_range.check(target_name, value)
+    check_loss(chosen_loss, output, targets)
     progress("capture the joint graph")
     joint = capture_joint(
         forward,

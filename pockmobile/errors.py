@@ -52,6 +52,10 @@ class NonFiniteError(PockmobileError, ArithmeticError):
     """A training step whose loss or state is not finite; the state was left as it was."""
 
 
+class PockmobileWarning(UserWarning):
+    """What a program does otherwise than the model that it was made of; commands show it."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns a hint that lists the known names nearest to `name`, for error messages."""
     names = sorted(known)

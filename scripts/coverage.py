@@ -1,7 +1,8 @@
 """Writes docs/coverage.md: every layer and loss of the table, trained on every target.
 
 Or, with `--models`, docs/models.md: every family of models, with each kind of plan. Results are
-kept as they come, so a run that was stopped goes on where it was:
+kept as they come, so a run that was stopped goes on where it was; with `--as-it-is` it runs
+nothing, and the document says what is missing:
     python scripts/coverage.py --cache build/coverage.jsonl --jobs 2
 """
 
@@ -54,8 +55,9 @@ layers, and all are trained by SGD at random weights on fresh batches. After eac
 {NUM_STEPS} steps the updates so far, the losses, and at the end a prediction, are
 compared with eager PyTorch's: the error is the largest difference relative to the
 largest update of that tensor, and at most {TOLERANCE:g} where a layer *trains*.
-Delegated is the share of a step's operators; about 17 of those outside are the
-loss's, whatever the layer. What the layer itself leaves outside is named."""
+Delegated is the share of a step's operators that touch numbers with a point; four of
+those outside are the loss's and the optimizer's, whatever the layer: ones for labels,
+the learning rate and the loss itself. What the layer itself leaves outside is named."""
 _OF_MODELS: Final = f"""# Families of models
 
 Made by `scripts/coverage.py --models`; do not edit. The models of `transformers`, small (two
@@ -64,8 +66,9 @@ with each kind of plan by SGD on fresh batches. After each of {NUM_STEPS} steps 
 far, the losses, and at the end a prediction, are compared with eager PyTorch's: the error is
 the largest difference relative to the largest update of that tensor (beyond the last digit of
 the parameter itself), and at most {TOLERANCE:g} where a family *trains*. Delegated is the share
-of the model's operators on numbers with a point; the loss has about a dozen more outside, a
-large part only of steps as small as these. What a model leaves outside is named."""
+of a step's operators that touch numbers with a point. Four or five of those outside are the
+loss's and the optimizer's: ones for labels, the learning rate and the loss itself. What the
+model itself leaves outside is named."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,6 @@ class Row:
     target: str
     error: float = 0.0
     share_delegated: float = 0.0
-    share_of_model: float = 0.0
     num_partitions: int = 0
     planned_bytes: int = 0
     outside: tuple[str, ...] = ()
@@ -95,29 +97,41 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, required=True, help="results, JSON lines")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
     parser.add_argument("--models", action="store_true", help="families instead of layers")
+    parser.add_argument("--as-it-is", action="store_true", help="run nothing that is missing")
     arguments = parser.parse_args()
     rows = _read(arguments.cache)
     wanted = _of_models() if arguments.models else _of_layers()
-    arguments.cache.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool,
-        arguments.cache.open("a", encoding="utf-8") as file,
-    ):
-        futures = {pool.submit(_run, *key): key for key in wanted if key not in rows}
-        for future in tqdm(as_completed(futures), total=len(futures), disable=None):
-            rows[futures[future]] = future.result()
-            print(json.dumps(asdict(future.result())), file=file, flush=True)
-    found = [rows[key] for key in wanted]
+    if not arguments.as_it_is:
+        _run_missing(wanted, rows, arguments.cache, arguments.jobs)
+    found = [rows[key] for key in wanted if key in rows]
+    missing = [key for key in wanted if key not in rows]
     document = _DOCUMENTS / ("models.md" if arguments.models else "coverage.md")
     introduction = _OF_MODELS if arguments.models else _INTRODUCTION
-    document.write_text(render(introduction, found), encoding="utf-8")
+    document.write_text(render(introduction, found, missing), encoding="utf-8")
     wrong = [row for row in found if row.trains == (row.family == _REFUSED)]
     for row in wrong:
         print(f"{row.name} on {row.target}: {row.refusal or f'error {row.error:.1e}'}")
     return 1 if wrong else 0
 
 
-def _of_layers() -> list[tuple[str, str, str]]:
+_Key = tuple[str, str, str]
+"""A family of layers or a plan, a layer or a model, and a target."""
+
+
+def _run_missing(wanted: list[_Key], rows: dict[_Key, Row], cache: Path, jobs: int) -> None:
+    """Runs what has no row yet, and keeps each row as it comes."""
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool,
+        cache.open("a", encoding="utf-8") as file,
+    ):
+        futures = {pool.submit(_run, *key): key for key in wanted if key not in rows}
+        for future in tqdm(as_completed(futures), total=len(futures), disable=None):
+            rows[futures[future]] = future.result()
+            print(json.dumps(asdict(future.result())), file=file, flush=True)
+
+
+def _of_layers() -> list[_Key]:
     return [
         (family, name, target)
         for family, names in _SECTIONS.items()
@@ -126,12 +140,12 @@ def _of_layers() -> list[tuple[str, str, str]]:
     ]
 
 
-def _of_models() -> list[tuple[str, str, str]]:
+def _of_models() -> list[_Key]:
     return [(plan, name, target) for plan in PLANS for name in MODELS for target in TARGETS]
 
 
-def render(introduction: str, rows: Iterable[Row]) -> str:
-    """Returns the document."""
+def render(introduction: str, rows: Iterable[Row], missing: Iterable[_Key] = ()) -> str:
+    """Returns the document; what was not run is listed at its end."""
     rows = list(rows)
     lines = [introduction]
     for family in dict.fromkeys(row.family for row in rows):
@@ -139,6 +153,9 @@ def render(introduction: str, rows: Iterable[Row]) -> str:
         lines += ["", f"## {title}", ""]
         of_family = [row for row in rows if row.family == family]
         lines += _refusals(of_family) if family == _REFUSED else _table(of_family)
+    left = [f"- {name} on {target}, `{family}`" for family, name, target in missing]
+    if left:
+        lines += ["", "## Not run", "", *left]
     return "\n".join(lines) + "\n"
 
 
@@ -159,8 +176,7 @@ def _figures(row: Row) -> list[str]:
     if row.target == "portable":
         return [f"{row.error:.0e}", "", "", planned, ""]
     outside = ", ".join(name.removeprefix("aten.") for name in row.outside)
-    share = row.share_of_model if row.family in PLANS else row.share_delegated
-    delegated = f"{100 * share:.0f} %"
+    delegated = f"{100 * row.share_delegated:.0f} %"
     return [f"{row.error:.0e}", delegated, str(row.num_partitions), planned, outside]
 
 
@@ -186,7 +202,7 @@ def _subject(family: str, name: str) -> Subject:
     return loss_subject(name) if family == _LOSSES else layer_subject(name)
 
 
-def _read(path: Path) -> dict[tuple[str, str, str], Row]:
+def _read(path: Path) -> dict[_Key, Row]:
     if not path.exists():
         return {}
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

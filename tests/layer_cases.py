@@ -69,14 +69,12 @@ class Subject:
 class Outcome:
     """How far training was from eager's, and what it costs.
 
-    `share_delegated` is that of all operators, `share_of_model` leaves out those of the loss,
-    about a dozen whatever the model, and those on whole numbers. `outside` names the operators
-    of the layer or the model itself that no delegate took.
+    `share_delegated` is that of the operators that touch numbers with a point. `outside` names
+    those of them that are the layer's or the model's own, and that no delegate took.
     """
 
     error: float
     share_delegated: float
-    share_of_model: float
     num_partitions: int
     planned_bytes: int
     outside: tuple[str, ...]
@@ -172,17 +170,12 @@ def train(subject: Subject, target: str, folder: Path) -> Outcome:
     program.save(path)
     error = max(_errors(subject, pockmobile.Session(path)))
     step = program.manifest.methods["train_step"]
-    num_outside = sum(item.count for item in step.outside)
-    num_apart = sum(
-        item.count
-        for item in step.outside
-        if item.reason == WHOLE_NUMBERS or item.module == "the loss"
-    )
-    own = {o.operator for o in step.outside if o.module.startswith(("layer", "model"))}
+    outside = [item for item in step.outside if item.reason != WHOLE_NUMBERS]
+    num_outside = sum(item.count for item in outside)
+    own = {o.operator for o in outside if o.module.startswith(("layer", "model"))}
     return Outcome(
         error,
         step.num_delegated / (step.num_delegated + num_outside),
-        step.num_delegated / (step.num_delegated + num_outside - num_apart),
         step.num_partitions,
         step.planned_bytes,
         tuple(sorted(own)),

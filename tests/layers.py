@@ -203,6 +203,8 @@ _CONVOLUTIONS: Final[Mapping[str, Layer]] = {
     "conv2d-asymmetric": Layer(
         lambda: nn.Sequential(nn.ZeroPad2d((0, 1, 2, 0)), nn.Conv2d(3, 4, 3, stride=2)), _ODD
     ),
+    "conv3d": Layer(lambda: nn.Conv3d(2, 4, 2, stride=(2, 1, 1), padding=1), (2, 3, 4, 3)),
+    "conv3d-groups": Layer(lambda: nn.Conv3d(2, 4, (3, 1, 2), groups=2), (2, 3, 4, 3)),
     "conv_transpose1d": Layer(lambda: nn.ConvTranspose1d(6, 4, 3, stride=2), _SEQUENCE),
     "conv_transpose2d": Layer(
         lambda: nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1, output_padding=1), _ODD
@@ -241,6 +243,16 @@ _POOLS: Final[Mapping[str, Layer]] = {
     "upsample-bilinear": Layer(lambda: nn.Upsample(scale_factor=2, mode="bilinear"), _IMAGE),
     "upsample-bilinear-corners": Layer(
         lambda: nn.Upsample(size=(9, 8), mode="bilinear", align_corners=True), _ODD
+    ),
+    "upsample-nearest-exact": Layer(
+        lambda: nn.Upsample(size=(9, 8), mode="nearest-exact"), _ODD
+    ),
+    "upsample-bicubic": Layer(lambda: nn.Upsample(scale_factor=2, mode="bicubic"), _IMAGE),
+    "upsample-bicubic-corners": Layer(
+        lambda: nn.Upsample(size=(9, 8), mode="bicubic", align_corners=True), _ODD
+    ),
+    "downsample-smooth": _apply(
+        lambda x: func.interpolate(x, (3, 2), mode="bilinear", antialias=True), *_ODD
     ),
     "upsample-linear": Layer(lambda: nn.Upsample(scale_factor=2, mode="linear"), _SEQUENCE),
     "pixel_shuffle": Layer(lambda: nn.PixelShuffle(2), _IMAGE),
@@ -314,6 +326,9 @@ _MOVES: Final[Mapping[str, Layer]] = {
     "var": _apply(lambda x: x.var(-1), *_SEQUENCE),
     "std": _apply(lambda x: x.std(-1), *_SEQUENCE),
     "norm": _apply(lambda x: x.norm(dim=-1), *_SEQUENCE),
+    "cdist": _apply(lambda x: torch.cdist(x, x * 2.0 + 1.0) * 0.2, *_SEQUENCE),
+    "prod": _apply(lambda x: x.tanh().prod(1), 5, 6),
+    "sort": _apply(lambda x: x.sort(-1).values * torch.arange(6)),
     "logsumexp": _apply(lambda x: x.logsumexp(-1), *_SEQUENCE),
     "dropout": Layer(nn.Dropout),
     "flatten": Layer(nn.Flatten, _IMAGE),
@@ -345,12 +360,8 @@ LAYERS: Final[Mapping[str, Layer]] = {
 
 
 REFUSED: Final[Mapping[str, Layer]] = {
-    "cdist": _apply(lambda x: torch.cdist(x, x * 2.0 + 1.0), *_SEQUENCE),
-    "conv3d": _apply(lambda x: func.conv3d(x, torch.ones(2, 2, 1, 1, 1)), 2, 3, 3, 3),
     "fft": _apply(lambda x: torch.fft.fft(x).real),
     "inverse": _apply(lambda x: torch.linalg.inv(x + 4.0 * torch.eye(6)), 6, 6),
-    "prod": _apply(lambda x: x.prod(1), 3, 6),
     "random": _apply(lambda x: x + torch.rand_like(x)),
-    "sort": _apply(lambda x: x.sort(-1).values),
 }
 """Layers that no target trains yet: they are refused by name."""

@@ -51,6 +51,13 @@ def _signs(generator: torch.Generator) -> tuple[Tensor, ...]:
     return (torch.randint(2, (ROWS,), generator=generator).float() * 2.0 - 1.0,)
 
 
+def _pairs(generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Draws the column that belongs to each row; the first row has none."""
+    columns = torch.randperm(ROWS, generator=generator)
+    columns[0] = -100
+    return (columns,)
+
+
 def _smoothed(output: Tensor, labels: Tensor) -> Tensor:
     return func.cross_entropy(output, labels, label_smoothing=0.1)
 
@@ -115,4 +122,6 @@ LOSSES: Final[Mapping[str, Criterion]] = {
     "cosine": Criterion(_cosine, (2, 5), _signs),
     "triplet": Criterion(_triplet, (3, 5), _values(5)),
     "margin_ranking": Criterion(_margin, (2,), _signs),
+    "contrastive": Criterion("contrastive", (ROWS,), _pairs),
+    "sigmoid_contrastive": Criterion("sigmoid_contrastive", (ROWS,), _pairs),
 }

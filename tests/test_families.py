@@ -36,7 +36,7 @@ def _trains(name: str, plan: str, target: str, folder: Path) -> None:
     outcome = train(family_subject(name, plan), target, folder)
     assert outcome.error <= TOLERANCE
     if target == "xnnpack":
-        assert outcome.share_of_model >= _LEAST_DELEGATED
+        assert outcome.share_delegated >= _LEAST_DELEGATED
 
 
 @pytest.mark.parametrize(("name", "plan", "target"), _SELECTED)

@@ -83,30 +83,52 @@ def test_adaptive_pooling(sizes: tuple[int, int]) -> None:
     assert torch.equal(places, func.adaptive_max_pool2d(x, sizes, return_indices=True)[1])
 
 
-@pytest.mark.parametrize("given", [{"size": (9, 10)}, {"size": (14, 5)}, {"size": (3, 2)}])
-@pytest.mark.parametrize("mode", ["nearest", "bilinear", "corners"])
-def test_upsampling_to_a_size(given: dict[str, Any], mode: str) -> None:
-    _check_upsampling(mode, given["size"], None)
+UPSAMPLING: dict[str, tuple[Any, Any, tuple[Any, ...]]] = {
+    "nearest": (resampling.upsample_nearest, _aten.upsample_nearest2d.vec, ()),
+    "exact": (resampling.upsample_nearest_exact, _aten._upsample_nearest_exact2d.vec, ()),
+    "bilinear": (resampling.upsample_linear, _aten.upsample_bilinear2d.vec, (False,)),
+    "corners": (resampling.upsample_linear, _aten.upsample_bilinear2d.vec, (True,)),
+    "cubic": (resampling.upsample_cubic, _aten.upsample_bicubic2d.vec, (False,)),
+    "cubic-corners": (resampling.upsample_cubic, _aten.upsample_bicubic2d.vec, (True,)),
+    "smooth": (
+        resampling.upsample_linear_smooth, _aten._upsample_bilinear2d_aa.vec, (False,)
+    ),
+    "cubic-smooth": (
+        resampling.upsample_cubic_smooth, _aten._upsample_bicubic2d_aa.vec, (False,)
+    ),
+}  # fmt: skip
+SIZES: list[tuple[Any, Any]] = [
+    ((9, 10), None),
+    ((14, 5), None),
+    ((3, 2), None),
+    (None, (2.0, 2.0)),
+    (None, (1.5, 3.0)),
+    (None, (0.5, 1.7)),
+]
 
 
-@pytest.mark.parametrize("factors", [(2.0, 2.0), (1.5, 3.0), (0.5, 1.7)])
-@pytest.mark.parametrize("mode", ["nearest", "bilinear", "corners"])
-def test_upsampling_by_factors(factors: tuple[float, float], mode: str) -> None:
-    _check_upsampling(mode, None, factors)
-
-
-def _check_upsampling(
-    mode: str, size: tuple[int, int] | None, factors: tuple[float, float] | None
-) -> None:
-    if mode == "nearest":
-        rule, expected, given = resampling.upsample_nearest, _aten.upsample_nearest2d.vec, ()
-    else:
-        rule, expected = resampling.upsample_linear, _aten.upsample_bilinear2d.vec
-        given = (mode == "corners",)
+@pytest.mark.parametrize(("size", "factors"), SIZES)
+@pytest.mark.parametrize("mode", UPSAMPLING)
+def test_upsampling(mode: str, size: Any, factors: Any) -> None:
+    rule, expected, given = UPSAMPLING[mode]
     assert_same(
         lambda x: rule(x, size, *given, factors),
         lambda x: expected(x, size, *given, factors),
         torch.randn(IMAGE),
+    )
+
+
+def test_upsampling_of_volumes() -> None:
+    x = torch.randn(1, 2, 3, 4, 2)
+    assert_same(
+        lambda x: resampling.upsample_linear(x, (4, 5, 4), False),
+        lambda x: func.interpolate(x, (4, 5, 4), mode="trilinear"),
+        x,
+    )
+    assert_same(
+        lambda x: resampling.upsample_nearest(x, None, (2.0, 1.5, 1.0)),
+        lambda x: func.interpolate(x, scale_factor=(2.0, 1.5, 1.0)),
+        x,
     )
 
 
@@ -260,3 +282,53 @@ def test_lengths_of_vectors(order: float, dim: Any, *, keepdim: bool) -> None:
         lambda x: torch.linalg.vector_norm(x, order, dim, keepdim),
         x,
     )
+
+
+@pytest.mark.parametrize(
+    "given", [(), ((2, 1, 3), (1, 0, 2), (1, 2, 1)), ((1,), (2,), (2, 1, 1), 2)], ids=str
+)
+@pytest.mark.parametrize("rank", [4, 5])
+def test_convolution_of_volumes(given: tuple[Any, ...], rank: int) -> None:
+    groups = given[3] if len(given) > 3 else 1
+    assert_same(
+        lambda x, w, b: plain.conv3d(x, w, b, *given),
+        lambda x, w, b: func.conv3d(x, w, b, *given),
+        torch.randn(2, 4, 5, 6, 4)[0 if rank == 4 else slice(None)],
+        torch.randn(6, 4 // groups, 3, 2, 2),
+        torch.randn(6),
+    )
+
+
+@pytest.mark.parametrize("order", [1.0, 2.0])
+def test_distances(order: float) -> None:
+    left, right = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
+    right[0, 1] = left[0, 2]
+    assert_same(
+        lambda x, y: plain.cdist(x, y, order),
+        lambda x, y: torch.cdist(x, y, order, "donot_use_mm_for_euclid_dist"),
+        left,
+        right,
+    )
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7])
+@pytest.mark.parametrize("num_zeros", [0, 1])
+def test_products(length: int, num_zeros: int) -> None:
+    x = torch.randn(3, length, 2)
+    x[0, :num_zeros] = 0.0
+    assert_same(lambda x: plain.prod(x, 1), lambda x: x.prod(1), x)
+    assert_same(lambda x: plain.prod(x, -2, True), lambda x: x.prod(-2, keepdim=True), x)
+    assert_same(plain.prod_of_all, torch.prod, x)
+    assert plain.prod(torch.tensor([2, 3]), 0).item() == 6
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("dim", [0, -1])
+def test_sorting(dim: int, *, descending: bool) -> None:
+    x = torch.randn(4, 5)
+    assert_same(
+        lambda x: plain.sort(x, dim, descending)[0],
+        lambda x: x.sort(dim, descending).values,
+        x,
+    )
+    assert torch.equal(plain.sort(x, dim, descending)[1], x.argsort(dim, descending))

@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as func
 from torch import Tensor, nn
 
 import pockmobile
-from pockmobile.errors import ModelError, UnsupportedOperatorError
+from pockmobile.capture import export_forward
+from pockmobile.errors import ModelError, PockmobileWarning, UnsupportedOperatorError
 
 
 class _Layer(nn.Module):
@@ -69,8 +71,24 @@ def test_a_model_that_fixes_its_batch_predicts_on_that() -> None:
         ),
         (lambda x: torch.fft.fft(x).abs(), r"\(from odd, .*\) computes with complex numbers"),
         (
-            lambda x: torch.cdist(x[None], x[None])[0] @ x,
-            r"_cdist_backward.default \(from odd, .*supported.py:\d+\); replace that layer",
+            lambda x: torch.linalg.inv(x @ x.t()) @ x,
+            r"linalg_inv_ex.default \(from odd, .*supported.py:\d+\).*; replace that layer",
+        ),
+        (
+            lambda x: func.dropout(x, 0.1, training=True),
+            r"aten.dropout.default \(from odd, .*supported.py:\d+\) draws random numbers, in",
+        ),
+        (
+            lambda x: func.alpha_dropout(x, 0.1, training=True),
+            r"aten.alpha_dropout.default \(from odd, .*supported.py:\d+\) draws",
+        ),
+        (
+            lambda x: func.rrelu(x, training=True),
+            r"aten.rrelu.default \(from odd, .*supported.py:\d+\) draws",
+        ),
+        (
+            lambda x: func.scaled_dot_product_attention(x, x, x, dropout_p=0.1),
+            r"scaled_dot_product_attention.default \(from odd, .*supported.py:\d+\) draws",
         ),
     ],
 )
@@ -97,3 +115,65 @@ def test_example_targets_are_checked() -> None:
     labels = torch.tensor([0, 2, 3, -100])
     with pytest.raises(ModelError, match=r"example target\[2\] is 3, expected 0 to 2, or -100"):
         pockmobile.compile(nn.Linear(8, 3), (torch.randn(4, 8),), (labels,))
+
+
+def test_a_label_that_a_loss_of_ones_own_refuses() -> None:
+    def plain(output: Tensor, labels: Tensor) -> Tensor:
+        return func.cross_entropy(output, labels)
+
+    with pytest.raises(
+        ModelError, match=r"loss .*plain fails on .*: Target 7 is out of bounds"
+    ):
+        pockmobile.compile(
+            nn.Linear(8, 3), (torch.randn(4, 8),), (torch.tensor([0, 1, 7, 2]),), loss=plain
+        )
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        torch.rand_like,
+        lambda x: func.dropout(x, 0.5),
+        lambda x: torch.empty_like(x).exponential_(),
+    ],
+)
+def test_a_loss_that_draws_random_numbers(noise: Callable[[Tensor], Tensor]) -> None:
+    def noisy(output: Tensor, target: Tensor) -> Tensor:
+        return (output * noise(output) - target).square().mean()
+
+    with pytest.raises(UnsupportedOperatorError, match=r"\(from the loss\) draws random"):
+        pockmobile.compile(
+            nn.Linear(8, 3), (torch.randn(4, 8),), (torch.randn(4, 3),), loss=noisy
+        )
+
+
+class _Dropped(nn.Module):
+    """Drops values in two ways: one as the mode says, one always."""
+
+    def __init__(self, *, is_stubborn: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 3)
+        self.drop = nn.Dropout(0.5)
+        self.features = nn.FeatureAlphaDropout(0.5)
+        self._is_stubborn = is_stubborn
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.features(x))
+        return self.linear(func.dropout(x, 0.5) if self._is_stubborn else x)
+
+
+def _archive(model: nn.Module) -> torch.export.ExportedProgram:
+    return torch.export.export(model, (torch.ones(4, 8),), strict=False)
+
+
+def test_an_archive_in_training_mode_is_told_that_dropout_is_off() -> None:
+    program = _archive(_Dropped(is_stubborn=False).train())
+    said = r"dropout.default \(from features.*, and 1 more\) drops values .*model.eval\(\)"
+    with pytest.warns(PockmobileWarning, match=said):
+        export_forward(program, (torch.ones(4, 8),))
+
+
+def test_an_archive_in_evaluation_mode_that_drops_values_is_refused() -> None:
+    export_forward(_archive(_Dropped(is_stubborn=False).eval()), (torch.ones(4, 8),))
+    with pytest.raises(UnsupportedOperatorError, match=r"model's own forward\(\), .* draws"):
+        export_forward(_archive(_Dropped(is_stubborn=True).eval()), (torch.ones(4, 8),))

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from pockmobile.capture.semantics import RULES
-from pockmobile.capture.supported import check_operators
+from pockmobile.capture.supported import check_operators, check_switches
 from pockmobile.errors import ModelError
 from pockmobile.graph.joint import memory_of
 
@@ -66,10 +66,12 @@ def export_forward(
 
     Raises:
         ModelError: the forward pass fails, or cannot be exported.
+        UnsupportedOperatorError: no program can hold an operator of it.
     """
     kwargs = dict(kwargs or {})
     program = model if isinstance(model, ExportedProgram) else _export(model, args, kwargs)
     check_operators(program.graph, RULES)
+    check_switches(program.graph, was_evaluating=program is not model)
     graph = program.module(check_guards=False)
     _drop_buffer_updates(graph.graph)
     leaves = tuple(tree_leaves((args, _ordered(program, kwargs))))

@@ -21,11 +21,16 @@ from torch.utils._pytree import tree_leaves
 from pockmobile.capture.decompositions import DECOMPOSITIONS
 from pockmobile.capture.forward import Forward, first_line, forward_failure, is_mutation
 from pockmobile.capture.interpreter import ForwardInterpreter
-from pockmobile.capture.supported import explaining_gradients, module_path, source_line
+from pockmobile.capture.supported import (
+    check_traced,
+    explaining_gradients,
+    module_path,
+    source_line,
+)
 from pockmobile.errors import ModelError
 from pockmobile.graph import JointGraph, Port, Role, verify
 from pockmobile.graph.rewrite import LINE_KEY, MODULE_KEY, origin, to_meta
-from pockmobile.loss import Evaluation, Loss
+from pockmobile.loss import CustomLoss, Evaluation, Loss
 
 _ORIGIN: Final = ("nn_module_stack", "stack_trace")
 _LOSS: Final = {"nn_module_stack": {"": ("the loss", "")}}
@@ -158,6 +163,17 @@ def named_targets(
     return {f"target_{index}": value for index, value in enumerate(targets)}
 
 
+def check_loss(loss: Loss, output: Tensor, targets: Mapping[str, Tensor]) -> None:
+    """Checks that a loss of one's own takes the targets' values, which tracing does not read.
+
+    Raises:
+        ModelError: it fails, as on a label out of range.
+    """
+    if isinstance(loss, CustomLoss):
+        with torch.no_grad():
+            _measured(loss, output, targets)
+
+
 def _tensors(forward: Forward) -> dict[str, Tensor]:
     return {**forward.parameters, **forward.buffers}
 
@@ -172,20 +188,24 @@ def _evaluate(
     interpreter = _TracedInterpreter(forward, tensors)
     output = interpreter.outputs(inputs)[0]
     with _in_the_loss():
-        try:
-            result = loss.evaluate(output, tuple(targets.values()))
-        except ModelError:
-            raise
-        except Exception as error:
-            shapes = [list(target.shape) for target in targets.values()]
-            raise ModelError(
-                f"loss {loss.name} fails on outputs of shape {list(output.shape)} and targets "
-                f"of shape {shapes}: {first_line(error)}"
-            ) from error
+        result = _measured(loss, output, targets)
     interpreter.attribute_backward(result.loss, _LOSS)
     if not result.loss.requires_grad:
         raise ModelError(f"loss {loss.name} does not depend on any parameter: nothing to train")
     return result
+
+
+def _measured(loss: Loss, output: Tensor, targets: Mapping[str, Tensor]) -> Evaluation:
+    try:
+        return loss.evaluate(output, tuple(targets.values()))
+    except ModelError:
+        raise
+    except Exception as error:
+        shapes = [list(target.shape) for target in targets.values()]
+        raise ModelError(
+            f"loss {loss.name} fails on outputs of shape {list(output.shape)} and targets "
+            f"of shape {shapes}: {first_line(error)}"
+        ) from error
 
 
 @contextmanager
@@ -228,6 +248,7 @@ def _trace(function: Any, *args: Any) -> tuple[fx.GraphModule, Any]:
             "the model's forward pass writes into a buffer or an input; a program has no "
             "state but what it trains: return the new value instead"
         )
+    check_traced(traced.graph)
     return traced, structure[-1]
 
 

@@ -57,6 +57,25 @@ def conv_transpose1d(
     return result.squeeze(-2)
 
 
+def conv3d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,), dilation: Sequence[int] = (1,), groups: int = 1,
+) -> Tensor:  # fmt: skip
+    """Convolves planes: those under one place of the kernel become the channels of one."""
+    (step, *steps), (pad, *pads), (gap, *gaps) = map(_triple, (stride, padding, dilation))
+    rows = x if x.dim() == 5 else x.unsqueeze(0)
+    rows = func.pad(rows, (0, 0, 0, 0, pad, pad)) if pad else rows
+    size = weight.shape[2]
+    depth = (rows.shape[2] - gap * (size - 1) - 1) // step + 1
+    starts = [gap * index for index in range(size)]
+    stack = torch.stack([rows[:, :, a : a + step * (depth - 1) + 1 : step] for a in starts], 2)
+    planes = stack.permute(0, 3, 1, 2, 4, 5).reshape(-1, rows.shape[1] * size, *x.shape[-2:])
+    kernel = weight.reshape(len(weight), -1, *weight.shape[3:])
+    flat = _conv2d(planes, kernel, bias, steps, pads, gaps, groups)
+    result: Tensor = flat.reshape(len(rows), depth, *flat.shape[1:]).transpose(1, 2)
+    return result if x.dim() == 5 else result.squeeze(0)
+
+
 def bilinear(left: Tensor, right: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Returns sum_ij left_i weight_oij right_j for each output o."""
     outputs, inner, other = weight.shape
@@ -98,6 +117,34 @@ def vector_norm(
     dims = [dim] if isinstance(dim, int) else [*(range(x.dim()) if dim is None else dim)]
     length: Tensor = _Length.apply(x, dims)  # type: ignore[no-untyped-call]
     return length if keepdim else length.squeeze(dims)
+
+
+def cdist(left: Tensor, right: Tensor, order: float = 2.0, mode: int | None = None) -> Tensor:
+    """Returns the distance from each row of `left` to each row of `right`."""
+    return vector_norm(left.unsqueeze(-2) - right.unsqueeze(-3), order, -1)
+
+
+def prod(x: Tensor, dim: int, keepdim: bool = False, **kwargs: Any) -> Tensor:
+    """Multiplies halves, and halves of these, so that no gradient divides by a zero."""
+    if kwargs.get("dtype") is not None or not x.is_floating_point() or not x.shape[dim]:
+        plain: Tensor = torch.prod(x, dim, keepdim, **kwargs)
+        return plain
+    while x.shape[dim] > 1:
+        half, odd = divmod(x.shape[dim], 2)
+        pairs = x.narrow(dim, 0, half) * x.narrow(dim, half, half)
+        x = torch.cat([pairs, x.narrow(dim, 2 * half, odd)], dim) if odd else pairs
+    return x if keepdim else x.squeeze(dim)
+
+
+def prod_of_all(x: Tensor, **kwargs: Any) -> Tensor:
+    """Multiplies all numbers."""
+    return prod(x.reshape(-1), 0, **kwargs)
+
+
+def sort(x: Tensor, dim: int = -1, descending: bool = False) -> tuple[Tensor, Tensor]:
+    """Takes as many of the largest or smallest as there are, which come in order."""
+    values, places = torch.topk(x, x.shape[dim], dim, largest=descending)
+    return values, places
 
 
 def embedding_bag(
@@ -144,6 +191,10 @@ def _pair(numbers: int | Sequence[int]) -> Sequence[int]:
     return [*numbers] * (2 // len(numbers))
 
 
+def _triple(numbers: Sequence[int]) -> Sequence[int]:
+    return [*numbers] * (3 // len(numbers))
+
+
 def _single(numbers: int | Sequence[int]) -> int:
     return numbers if isinstance(numbers, int) else numbers[0]
 
@@ -157,11 +208,18 @@ PLAIN: Final[Mapping[Any, Callable[..., Any]]] = {
     _aten.conv1d.padding: conv1d,
     _aten.conv2d.padding: padded_conv2d,
     _aten.conv_transpose1d.default: conv_transpose1d,
+    _aten.conv3d.default: conv3d,
     _aten.bilinear.default: bilinear,
     _aten.linalg_vector_norm.default: vector_norm,
+    _aten.cdist.default: cdist,
+    _aten._cdist_forward.default: cdist,
+    _aten.prod.default: prod_of_all,
+    _aten.prod.dim_int: prod,
+    _aten.sort.default: sort,
     _aten._weight_norm.default: weight_norm,
     _aten.embedding_bag.default: embedding_bag,
     _aten.embedding_bag.padding_idx: embedding_bag,
     _aten.rrelu.default: rrelu,
+    _aten.rrelu_.default: rrelu,
 }
 """Operators of the forward pass and what is traced in their place."""

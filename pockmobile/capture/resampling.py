@@ -91,32 +91,65 @@ def adaptive_max_pool1d(x: Tensor, sizes: _Numbers) -> tuple[Tensor, Tensor]:
     return maxima.squeeze(-2), places.squeeze(-2)
 
 
-def upsample_nearest(
-    x: Tensor, sizes: Sequence[int] | None, factors: Sequence[float] | None = None
-) -> Tensor:
-    """Repeats the nearest element along each dimension after the second."""
-    axes = _axes(x, sizes, factors)
-    if all(
-        size % old == 0 and (factor is None or factor == size // old)
-        for old, size, factor in axes
-    ):
-        return _repeated(x, [size // old for old, size, _ in axes])
-    return _resampled(x, [_nearest(size, factor) for _, size, factor in axes])
-
-
-def upsample_linear(
-    x: Tensor, sizes: Sequence[int] | None, align_corners: bool,
-    factors: Sequence[float] | None = None,
-) -> Tensor:  # fmt: skip
-    """Interpolates linearly along each dimension after the second."""
-    return _resampled(
-        x,
-        [_linear(size, factor, align_corners) for _, size, factor in _axes(x, sizes, factors)],
-    )
-
-
 _Axis = Callable[[Tensor], Tensor]
 """Resamples the last of three dimensions."""
+_Upsample = Callable[..., Tensor]
+"""Resamples each dimension after the second to a size, or by a factor."""
+
+
+def nearest(operator: Any) -> _Upsample:
+    """Returns what repeats the elements that an operator, along one dimension, has nearest."""
+
+    def upsample(
+        x: Tensor, sizes: Sequence[int] | None, factors: Sequence[float] | None = None
+    ) -> Tensor:
+        axes = _axes(x, sizes, factors)
+        if all(
+            size % old == 0 and (factor is None or factor == size // old)
+            for old, size, factor in axes
+        ):
+            return _repeated(x, [size // old for old, size, _ in axes])
+        return _resampled(x, [_along(operator, size, factor) for _, size, factor in axes])
+
+    return upsample
+
+
+def interpolated(operator: Any) -> _Upsample:
+    """Returns what interpolates as `operator` does along one dimension."""
+
+    def upsample(
+        x: Tensor, sizes: Sequence[int] | None, align_corners: bool,
+        factors: Sequence[float] | None = None,
+    ) -> Tensor:  # fmt: skip
+        axes = _axes(x, sizes, factors)
+        return _resampled(
+            x, [_along(operator, size, factor, align_corners) for _, size, factor in axes]
+        )
+
+    return upsample
+
+
+def of_rows(operator: Any) -> Callable[..., Tensor]:
+    """Returns an operator on planes as one on rows: planes of one row."""
+
+    def along(
+        x: Tensor, sizes: Sequence[int] | None, align_corners: bool,
+        factors: Sequence[float] | None,
+    ) -> Tensor:  # fmt: skip
+        wide = None if sizes is None else [1, *sizes]
+        scales = None if factors is None else [1.0, *factors]
+        planes: Tensor = operator(x.unsqueeze(-2), wide, align_corners, scales)
+        return planes.squeeze(-2)
+
+    return along
+
+
+upsample_nearest: Final = nearest(_aten.upsample_nearest1d.vec)
+upsample_nearest_exact: Final = nearest(_aten._upsample_nearest_exact1d.vec)
+upsample_linear: Final = interpolated(_aten.upsample_linear1d.vec)
+upsample_cubic: Final = interpolated(of_rows(_aten.upsample_bicubic2d.vec))
+upsample_linear_smooth: Final = interpolated(of_rows(_aten._upsample_bilinear2d_aa.vec))
+upsample_cubic_smooth: Final = interpolated(of_rows(_aten._upsample_bicubic2d_aa.vec))
 
 
 def _resampled(x: Tensor, axes: Sequence[_Axis]) -> Tensor:
@@ -129,15 +162,9 @@ def _resampled(x: Tensor, axes: Sequence[_Axis]) -> Tensor:
     return x
 
 
-def _nearest(size: int, factor: float | None) -> _Axis:
+def _along(operator: Any, size: int, factor: float | None, *how: Any) -> _Axis:
     factors = None if factor is None else [factor]
-    return lambda y: _aten.upsample_nearest1d.vec(y, None if factors else [size], factors)
-
-
-def _linear(size: int, factor: float | None, align_corners: bool) -> _Axis:
-    factors = None if factor is None else [factor]
-    sizes = None if factors else [size]
-    return lambda y: _aten.upsample_linear1d.vec(y, sizes, align_corners, factors)
+    return lambda y: operator(y, None if factors else [size], *how, factors)
 
 
 def _axes(
@@ -223,7 +250,15 @@ RESAMPLING: Final[Mapping[Any, Callable[..., Any]]] = {
     _aten.adaptive_max_pool2d.default: adaptive_max_pool2d,
     _aten.upsample_nearest1d.vec: upsample_nearest,
     _aten.upsample_nearest2d.vec: upsample_nearest,
+    _aten.upsample_nearest3d.vec: upsample_nearest,
+    _aten._upsample_nearest_exact1d.vec: upsample_nearest_exact,
+    _aten._upsample_nearest_exact2d.vec: upsample_nearest_exact,
+    _aten._upsample_nearest_exact3d.vec: upsample_nearest_exact,
     _aten.upsample_linear1d.vec: upsample_linear,
     _aten.upsample_bilinear2d.vec: upsample_linear,
+    _aten.upsample_trilinear3d.vec: upsample_linear,
+    _aten.upsample_bicubic2d.vec: upsample_cubic,
+    _aten._upsample_bilinear2d_aa.vec: upsample_linear_smooth,
+    _aten._upsample_bicubic2d_aa.vec: upsample_cubic_smooth,
 }
 """Operators of the forward pass and what is traced in their place."""

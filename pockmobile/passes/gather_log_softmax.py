@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from pockmobile.graph import JointGraph
-from pockmobile.graph.rewrite import call, replace_node
+from pockmobile.graph.rewrite import call, origin, replace_node
 from pockmobile.passes.base import Numerics, Pass, finish
 
 _aten = torch.ops.aten
@@ -43,6 +43,8 @@ class GatherLogSoftmax(Pass):
                 softmax = call(graph.module.graph, _aten._softmax.default, *source.args)
             with graph.module.graph.inserting_before(node):
                 picked = call(graph.module.graph, _aten.gather.default, softmax, dim, index)
+                # It belongs to the loss, and the softmax to the layer before.
+                picked.meta.update(origin(node))
                 bounded = call(graph.module.graph, _aten.clamp.default, picked, SMALLEST)
                 replace_node(node, call(graph.module.graph, _aten.log.default, bounded))
         return finish(graph)

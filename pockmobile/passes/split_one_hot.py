@@ -15,7 +15,7 @@ from pockmobile.passes.base import Numerics, Pass, finish
 
 _aten = torch.ops.aten
 
-_LEAST_CLASSES: Final = 512
+LEAST_CLASSES: Final = 512
 """With fewer, the one-hot labels cost less than the rows that take their place."""
 
 
@@ -58,7 +58,7 @@ class SplitOneHot(Pass):
         num_classes = shape_of(node)[-1]
         num_rows = value_of(node).numel() // num_classes
         is_cut = run_width(num_rows, num_classes, self.width) < num_classes
-        if num_classes < _LEAST_CLASSES and not is_cut:
+        if num_classes < LEAST_CLASSES and not is_cut:
             return []
         found = list(_readers(node, replace(rows, picks_any=is_cut)))
         return [] if None in found else [end for end in found if end is not None]

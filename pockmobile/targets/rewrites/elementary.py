@@ -1,5 +1,6 @@
 """Writes elementwise operators, norms and sums in simpler ones, for targets to choose from."""
 
+import functools
 import math
 from typing import Any
 
@@ -7,6 +8,10 @@ import torch
 from torch import Tensor
 
 from pockmobile.passes.decompose import Decomposition
+from pockmobile.passes.gather_log_softmax import SMALLEST
+
+_LEAST, _MARGIN = -1e30, 1e-3
+"""In the place of minus infinity, which times zero is no number; and of 87 and more, 1e-5."""
 
 
 def positive(x: Tensor) -> Tensor:
@@ -82,6 +87,12 @@ def largest(x: Tensor, dims: list[int], keepdim: bool = False) -> Any:
     return x
 
 
+def mean_by_row(x: Tensor, **_: Any) -> Any:
+    """Averages all of x, as a sum to one number as a row."""
+    total = sum_to_one(x)
+    return NotImplemented if total is NotImplemented else total * (1.0 / x.numel())
+
+
 def power(x: Tensor, exponent: float) -> Any:
     """Writes the powers that have a name."""
     table = {
@@ -124,6 +135,17 @@ def binary(operator: Any) -> Decomposition:
     return decompose
 
 
+@functools.cache
+def as_row(operator: Any) -> Decomposition:
+    """Gives numbers without dimensions one while `operator` computes on them."""
+
+    def decompose(*args: Any, **kwargs: Any) -> Any:
+        wide = [x.reshape(1) if isinstance(x, Tensor) else x for x in args]
+        return operator(*wide, **kwargs).reshape(())
+
+    return decompose
+
+
 def scaled(operator: Any) -> Decomposition:
     """Writes `alpha` as a product."""
 
@@ -137,6 +159,19 @@ def log_softmax(x: Tensor, dim: int, _: bool) -> Tensor:
     """Subtracts the largest before, and the logarithm of the sum after the exponential."""
     shifted = x - x.amax(dim, keepdim=True)
     return shifted - shifted.exp().sum(dim, keepdim=True).log()
+
+
+def log_of_softmax(x: Tensor, dim: int, _: bool) -> Tensor:
+    """Takes the logarithm of the softmax; where that underflows, x less log(sum(exp(x))).
+
+    The latter is the mean of x - log(p) under p. It is rounded as x is, so that a little more
+    of it keeps it from being the smaller one where the former is exact.
+    """
+    x = x.clamp(min=_LEAST)
+    p = torch.softmax(x, dim)
+    bounded = p.clamp(min=SMALLEST).log()
+    total = (p * (x - bounded)).sum(dim, keepdim=True)
+    return torch.minimum(bounded, x - total + _MARGIN)
 
 
 def expand_number(x: Tensor, shape: list[int], **_: Any) -> Any:

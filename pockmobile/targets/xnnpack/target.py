@@ -22,7 +22,7 @@ from pockmobile.passes import (
 from pockmobile.targets.base import LoweredMethod, Target
 from pockmobile.targets.delegate import lower_delegates
 from pockmobile.targets.rewrites.convolutions import select_convolution
-from pockmobile.targets.xnnpack.decompositions import select
+from pockmobile.targets.xnnpack.decompositions import select, select_label, select_number
 from pockmobile.targets.xnnpack.delegate import compiler
 from pockmobile.targets.xnnpack.quantize import Precision, quantized
 from pockmobile.targets.xnnpack.support import refusal
@@ -62,7 +62,10 @@ class Xnnpack(Target):
             SumRows(self.views),
             GatherLogSoftmax(),
             FlattenSoftmax(),
+            # Before what they are picked from is written otherwise.
+            Decompose("labels", select_label),
             Decompose("xnnpack", select),
+            Decompose("numbers", select_number),
             Canonicalize(),
             # A convolution is written by whether its weight is a constant: fold first.
             FoldConstants(),
