@@ -7,12 +7,13 @@ windows that it sees are gathered, and the rest are matrix products.
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
 from torch import Tensor, fx
 
-from pockmobile.graph.rewrite import shape_of
+from pockmobile.graph.rewrite import arguments, shape_of, value_of
 from pockmobile.passes.decompose import Decomposition
 from pockmobile.targets.rewrites.windows import Geometry, Pair, Windows, pad, taps, windows
 
@@ -21,14 +22,34 @@ _aten = torch.ops.aten
 
 def select_convolution(node: fx.Node) -> Decomposition | None:
     """Returns the decomposition of a convolution or of its backward operator."""
+    return _select(node, at_once=False)
+
+
+def select_at_once(node: fx.Node) -> Decomposition | None:
+    """The same in few operators, of which each does much.
+
+    It is for a target that takes the weight of a depthwise convolution at run time, too.
+    """
+    return _select(node, at_once=True)
+
+
+def _select(node: fx.Node, *, at_once: bool) -> Decomposition | None:
     if node.target is _aten.convolution_backward.default:
         is_planar = len(shape_of(node.args[1])) == 4  # type: ignore[arg-type]
-        return _backward(is_frozen=is_constant(node.args[2])) if is_planar else None
+        frozen = is_constant(node.args[2])
+        return _backward(frozen, at_once) if is_planar else None
     if node.target is not _aten.convolution.default or len(shape_of(node)) != 4:
         return None
-    if not is_constant(node.args[1]):
-        return _forward_trained
+    is_kept = is_constant(node.args[1]) or (at_once and is_depthwise(node))
+    if not is_kept:
+        return _forward(at_once)
     return None if is_constant(node.args[2]) else _separate_bias
+
+
+def is_depthwise(node: fx.Node) -> bool:
+    """Whether it is a convolution of each channel into one."""
+    weight, (is_transposed, _, groups) = arguments(node)[1], arguments(node)[6:9]
+    return not is_transposed and _is_depthwise(value_of(weight), groups)
 
 
 def is_constant(node: Any) -> bool:
@@ -46,19 +67,26 @@ def _separate_bias(x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tenso
     return result + bias.reshape(1, -1, 1, 1)
 
 
-def _forward_trained(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair,
-    dilation: Pair, transposed: bool, extra: Pair, groups: int,
-) -> Any:  # fmt: skip
-    geometry = Geometry(stride, padding, dilation, groups)
-    if transposed:
-        # It is the input's gradient of the convolution that its weight would be.
-        result = _by_windows(x, _upsampled(x, weight, geometry, extra), weight, geometry)
-    elif _is_depthwise(weight, groups):
-        result = _weighted(taps(x, weight.shape[2:], geometry), weight)
-    else:
-        result = _apply(x, weight, windows(x.shape[1], weight.shape[2:], geometry), groups)
-    return result if bias is None else result + bias.reshape(1, -1, 1, 1)
+@functools.cache
+def _forward(at_once: bool) -> Decomposition:
+    """Returns the decomposition of a convolution whose weight comes at run time."""
+
+    def decompose(
+        x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair,
+        dilation: Pair, transposed: bool, extra: Pair, groups: int,
+    ) -> Any:  # fmt: skip
+        geometry = Geometry(stride, padding, dilation, groups, at_once)
+        if transposed:
+            # It is the input's gradient of the convolution that its weight would be.
+            result = _by_windows(x, _upsampled(x, weight, geometry, extra), weight, geometry)
+        elif _is_depthwise(weight, groups):
+            result = _weighted(taps(x, weight.shape[2:], geometry), weight)
+        else:
+            seen = windows(x.shape[1], weight.shape[2:], geometry)
+            result = _apply(x, weight, seen, groups)
+        return result if bias is None else result + bias.reshape(1, -1, 1, 1)
+
+    return decompose
 
 
 def _upsampled(x: Tensor, weight: Tensor, geometry: Geometry, extra: Pair) -> Pair:
@@ -83,16 +111,21 @@ def _apply(x: Tensor, weight: Tensor, seen: Windows, groups: int) -> Tensor:
 
 def _product(window: Tensor, part: Tensor, groups: int) -> Tensor:
     """Multiplies windows [n, m, h, w] by weights [o, m/groups]: [n, o, h, w]."""
-    n, width, height, length = window.shape
-    outputs, inner = part.shape
-    rows = window.permute(0, 2, 3, 1)
     if groups == 1:
-        product = rows.reshape(-1, width) @ part.t()
-    else:
-        split = rows.reshape(-1, groups, inner).permute(1, 0, 2)
-        filters = part.reshape(groups, outputs // groups, inner).permute(0, 2, 1)
-        product = torch.bmm(split, filters).permute(1, 0, 2)
+        return _filtered(window, part.t())
+    n, _, height, length = window.shape
+    outputs, inner = part.shape
+    split = window.permute(0, 2, 3, 1).reshape(-1, groups, inner).permute(1, 0, 2)
+    filters = part.reshape(groups, outputs // groups, inner).permute(0, 2, 1)
+    product = torch.bmm(split, filters).permute(1, 0, 2)
     return product.reshape(n, height, length, outputs).permute(0, 3, 1, 2)
+
+
+def _filtered(window: Tensor, filters: Tensor) -> Tensor:
+    """Multiplies windows [n, m, h, w] by filters [m, o]: [n, o, h, w]."""
+    n, width, height, length = window.shape
+    product = window.permute(0, 2, 3, 1).reshape(-1, width) @ filters
+    return product.reshape(n, height, length, -1).permute(0, 3, 1, 2)
 
 
 def _is_depthwise(weight: Tensor, groups: int) -> bool:
@@ -107,7 +140,7 @@ def _weighted(under: Iterable[tuple[int, Tensor]], weight: Tensor) -> Tensor:
 
 
 @functools.cache
-def _backward(*, is_frozen: bool) -> Decomposition:
+def _backward(is_frozen: bool, at_once: bool) -> Decomposition:
     """Returns the decomposition of `convolution_backward`, whose weight is frozen or not."""
 
     def decompose(
@@ -116,24 +149,33 @@ def _backward(*, is_frozen: bool) -> Decomposition:
     ) -> Any:  # fmt: skip
         if transposed:
             return NotImplemented
-        geometry = Geometry(stride, padding, dilation, groups)
-        compute = _input_gradient(weight, groups, is_frozen=is_frozen)
-        grad_x = compute(grad, list(x.shape[2:]), weight, geometry) if mask[0] else None
-        grad_weight = _weight_gradient(grad, x, weight, geometry) if mask[1] else None
+        geometry = Geometry(stride, padding, dilation, groups, at_once)
+        is_depthwise = _is_depthwise(weight, groups)
+        of_input = _input_gradient(is_depthwise, is_frozen, at_once)
+        of_weight = _weight_gradient(is_depthwise, at_once)
+        grad_x = of_input(grad, list(x.shape[2:]), weight, geometry) if mask[0] else None
+        grad_weight = of_weight(grad, x, weight, geometry) if mask[1] else None
         return grad_x, grad_weight, grad.sum([0, 2, 3]) if mask[2] else None
 
     return decompose
 
 
 def _input_gradient(
-    weight: Tensor, groups: int, *, is_frozen: bool
+    is_depthwise: bool, is_frozen: bool, at_once: bool
 ) -> Callable[[Tensor, Pair, Tensor, Geometry], Tensor]:
     """Returns how the gradient of an input of some height and width is best computed."""
-    if not is_frozen:
-        return _by_windows
-    if _is_depthwise(weight, groups):
+    if is_depthwise and (is_frozen or at_once):
         return _by_flipped_filters
-    return _by_transposed_convolution
+    return _by_transposed_convolution if is_frozen else _by_windows
+
+
+def _weight_gradient(
+    is_depthwise: bool, at_once: bool
+) -> Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]:
+    """Returns how the gradient of a weight is best computed."""
+    if not is_depthwise:
+        return _by_correlations
+    return _by_all_taps if at_once else _by_each_tap
 
 
 def _by_transposed_convolution(
@@ -164,8 +206,15 @@ def _by_windows(grad: Tensor, sizes: Pair, weight: Tensor, geometry: Geometry) -
     spread, dense = _spread(grad, sizes, kernel, geometry)
     if _is_depthwise(weight, groups):
         return _weighted(taps(spread, kernel, dense, is_flipped=True), weight)
-    by_group = weight.reshape(groups, outputs // groups, inner, *kernel).transpose(1, 2)
-    turned = by_group.reshape(groups * inner, outputs // groups, *kernel)
+    if groups == 1 and geometry.at_once:
+        # The weight is turned once, and as a matrix for each output.
+        (window,) = windows(outputs, kernel, dense, is_flipped=True).gather(spread)
+        filters = weight.reshape(outputs, inner, -1).transpose(1, 2)
+        return _filtered(window, filters.reshape(-1, inner))
+    turned = weight.transpose(0, 1)
+    if groups > 1:
+        by_group = weight.reshape(groups, outputs // groups, inner, *kernel).transpose(1, 2)
+        turned = by_group.reshape(groups * inner, outputs // groups, *kernel)
     return _apply(spread, turned, windows(outputs, kernel, dense, is_flipped=True), groups)
 
 
@@ -178,7 +227,8 @@ def _spread(
     """
     stride, dilation = geometry.stride, geometry.dilation
     pads = [dilation[i] * (kernel[i] - 1) - geometry.padding[i] for i in range(2)]
-    dense = Geometry([1, 1], [max(0, pads[0]), max(0, pads[1])], dilation, geometry.groups)
+    padding = [max(0, size) for size in pads]
+    dense = replace(geometry, stride=[1, 1], padding=padding)
     n, c, height, width = grad.shape
     if not geometry.is_dense:
         between = (0, stride[1] - 1, 0, 0, 0, stride[0] - 1)
@@ -199,15 +249,25 @@ def _resized(x: Tensor, dim: int, start: int, length: int) -> Tensor:
     return pad(x, (0, missing) if dim == 3 else (0, 0, 0, missing))
 
 
-def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    kernel = weight.shape[2:]
-    if _is_depthwise(weight, geometry.groups):
-        sums = {tap: (value * grad).sum([0, 2, 3]) for tap, value in taps(x, kernel, geometry)}
-        ordered = [sums[tap].reshape(1, -1) for tap in sorted(sums)]
-        return torch.cat(ordered).t().reshape(weight.shape)
+def _by_each_tap(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    under = taps(x, weight.shape[2:], geometry)
+    sums = {tap: (value * grad).sum([0, 2, 3]) for tap, value in under}
+    ordered = [sums[tap].reshape(1, -1) for tap in sorted(sums)]
+    return torch.cat(ordered).t().reshape(weight.shape)
+
+
+def _by_all_taps(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    n, channels, height, width = grad.shape
+    (seen,) = windows(channels, weight.shape[2:], geometry).gather(x)
+    errors = grad.reshape(n, channels, 1, height * width)
+    products = seen.reshape(n, channels, -1, height * width) * errors
+    return products.sum([0, 3]).reshape(weight.shape)
+
+
+def _by_correlations(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     outputs, groups = grad.shape[1], geometry.groups
     errors = grad.permute(0, 2, 3, 1).reshape(-1, outputs)
-    seen = windows(x.shape[1], kernel, geometry)
+    seen = windows(x.shape[1], weight.shape[2:], geometry)
     return seen.join([_correlation(errors, window, groups) for window in seen.gather(x)])
 
 

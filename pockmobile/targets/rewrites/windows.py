@@ -18,12 +18,16 @@ such a product is too narrow to be fast."""
 @final
 @dataclass(frozen=True)
 class Geometry:
-    """How a 2-D convolution slides over its input."""
+    """How a 2-D convolution slides over its input.
+
+    `at_once` gathers all that it sees by one operator, for a target that is better at that.
+    """
 
     stride: Pair
     padding: Pair
     dilation: Pair
     groups: int
+    at_once: bool = False
 
     @property
     def is_dense(self) -> bool:
@@ -79,7 +83,7 @@ def windows(
     """Returns how the windows over an input of `channels` are best gathered."""
     height, width = (int(size) for size in kernel)
     is_wide = channels >= _LEAST_CHANNELS and geometry.groups == 1
-    by_rows = is_wide and geometry.is_dense and height * width > 1
+    by_rows = is_wide and geometry.is_dense and height * width > 1 and not geometry.at_once
     kind = _ByRows if by_rows else _AtOnce
     return kind((height, width), geometry, is_flipped)
 
