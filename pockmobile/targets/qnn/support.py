@@ -79,8 +79,8 @@ OPERATORS: Final = frozenset(
 
 _REDUCTIONS: Final = (_aten.amax.default, _aten.mean.dim, _aten.argmax.default)
 _TRUTH: Final = "QNN's truth values stay inside the delegate"
-_LARGEST_COUNT: Final = 2048
-_FEW: Final = f"float16 counts to {_LARGEST_COUNT} only"
+_LONGEST_SUM: Final = 2048
+"""Beyond, float16 leaves out numbers when it counts."""
 _MAX_RANK: Final = 5
 
 
@@ -166,12 +166,10 @@ def _refuse_pooling(node: fx.Node, constants: Container[fx.Node]) -> str | None:
 
 
 def _refuse_sum(node: fx.Node, constants: Container[fx.Node]) -> str | None:
+    """Leaves long sums to one number, like a loss's, to float32."""
     source: Any = node.args[0]
-    num_summed = value_of(source).numel() // value_of(node).numel()
-    while source.target is _aten.view_copy.default:
-        source = source.args[0]
-    counts = source.target is _aten._to_copy.default and _is_truth(source.args[0])
-    return _FEW if counts and num_summed > _LARGEST_COUNT else None
+    is_long = value_of(node).numel() == 1 and value_of(source).numel() > _LONGEST_SUM
+    return f"float16 adds up to {_LONGEST_SUM} numbers only" if is_long else None
 
 
 def _refuse_softmax(node: fx.Node, constants: Container[fx.Node]) -> str | None:

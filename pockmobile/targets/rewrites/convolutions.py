@@ -229,15 +229,29 @@ def _spread(
     pads = [dilation[i] * (kernel[i] - 1) - geometry.padding[i] for i in range(2)]
     padding = [max(0, size) for size in pads]
     dense = replace(geometry, stride=[1, 1], padding=padding)
-    n, c, height, width = grad.shape
     if not geometry.is_dense:
-        between = (0, stride[1] - 1, 0, 0, 0, stride[0] - 1)
-        grad = pad(grad.reshape(n, c, height, 1, width, 1), between)
-        grad = grad.reshape(n, c, height * stride[0], width * stride[1])
+        grad = (_apart_by_product if geometry.at_once else _apart)(grad, stride)
     for i in range(2):
         wanted = sizes[i] + dilation[i] * (kernel[i] - 1) - 2 * dense.padding[i]
         grad = _resized(grad, 2 + i, max(0, -pads[i]), wanted)
     return grad, dense
+
+
+def _apart(grad: Tensor, stride: Pair) -> Tensor:
+    """Puts zeros behind each element, and behind each row."""
+    n, c, height, width = grad.shape
+    between = (0, stride[1] - 1, 0, 0, 0, stride[0] - 1)
+    grad = pad(grad.reshape(n, c, height, 1, width, 1), between)
+    return grad.reshape(n, c, height * stride[0], width * stride[1])
+
+
+def _apart_by_product(grad: Tensor, stride: Pair) -> Tensor:
+    """The same by a product with ones where the elements go, and zeros elsewhere."""
+    n, c, height, width = grad.shape
+    down, right = stride
+    places = torch.arange(width).unsqueeze(1) * right == torch.arange(down * right * width)
+    spread = grad.reshape(-1, width) @ places.to(grad.dtype)
+    return spread.reshape(n, c, height * down, width * right)
 
 
 def _resized(x: Tensor, dim: int, start: int, length: int) -> Tensor:
