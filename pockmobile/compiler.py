@@ -184,10 +184,12 @@ def compile(
     )
     rewritten = _rewrite(joint, others, recipe, progress)
     progress("lower")
-    lowered = {
-        method: chosen_target.lower(graph, method=method)
-        for method, graph in rewritten.graphs.items()
-    }
+    lowered = chosen_target.share(
+        {
+            method: chosen_target.lower(graph, method=method)
+            for method, graph in rewritten.graphs.items()
+        }
+    )
     description = Description(
         name=name or type(model).__name__,
         sha256=_weights_sha256(whole),

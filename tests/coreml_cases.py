@@ -76,7 +76,7 @@ class Outcome:
     """What a case showed.
 
     `seconds` of one core's time were needed to compile it; `num_outside` operators are outside
-    the delegates beside the optimizer's; `num_baked` trained tensors lie in their bytes;
+    the delegates; `num_baked` trained tensors lie in their bytes;
     `difference` is the worst |ours - eager| / (1 + |eager|).
     """
 
@@ -135,12 +135,7 @@ def check(case: CoreMLCase, num_steps: int = NUM_STEPS) -> Outcome:
     return Outcome(
         seconds,
         max(method.num_partitions for method in methods),
-        sum(
-            item.count
-            for method in methods
-            for item in method.outside
-            if item.module != "(optimizer)"
-        ),
+        sum(item.count for method in methods for item in method.outside),
         len(baked(session, trained)),
         len(program.buffer),
         difference(case, session, num_steps),

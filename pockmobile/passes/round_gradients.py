@@ -49,7 +49,8 @@ class RoundGradients(Pass):
         half = call(graph, _aten._to_copy.default, gradient, dtype=torch.float16)
         single = call(graph, _aten._to_copy.default, half, dtype=torch.float32)
         unscaled = call(graph, _aten.mul.Tensor, single, 1.0 / self.scale)
-        unscaled.meta[MODULE_KEY] = OPTIMIZER
+        for node in (single, unscaled):
+            node.meta[MODULE_KEY] = OPTIMIZER
         return unscaled
 
 

@@ -104,3 +104,10 @@ class Target(ABC):
     @abstractmethod
     def lower(self, graph: JointGraph, *, method: str = "forward") -> LoweredMethod:
         """Returns the graph with its delegates compiled, as `method` of a program."""
+
+    def share(self, methods: Mapping[str, LoweredMethod]) -> Mapping[str, LoweredMethod]:
+        """Returns all of a program's methods, with what several of them hold in one place.
+
+        By default they are as they were: the exporter itself finds what is named alike.
+        """
+        return methods

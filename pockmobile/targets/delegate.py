@@ -3,8 +3,8 @@
 import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import final
+from dataclasses import dataclass, field, replace
+from typing import Final, final
 
 import torch
 from executorch.exir._serialize._named_data_store import NamedDataStoreOutput
@@ -19,6 +19,8 @@ from pockmobile.targets.base import DelegateInfo, LoweredMethod, Outside
 from pockmobile.targets.examples import fake_examples
 from pockmobile.targets.partition import Partition, Refuse, constant_tensors, partition
 from pockmobile.targets.portable import hash_and_size
+
+_NAME: Final = "delegate_{}"
 
 
 @final
@@ -104,6 +106,30 @@ def lower_delegates(
     )
 
 
+def only_blob(lowered: LoweredMethod) -> bytes | None:
+    """Returns the bytes of a method's delegate; None if it has none, or several."""
+    found = [m for m in lowered.module.modules() if isinstance(m, LoweredBackendModule)]
+    return found[0].processed_bytes if len(found) == 1 else None
+
+
+def replace_blob(
+    lowered: LoweredMethod, blob: bytes, named_data: NamedDataStoreOutput
+) -> LoweredMethod:
+    """Returns a method whose only delegate has other bytes, and names the data."""
+    assert isinstance(lowered.module, fx.GraphModule)
+    module = fx.GraphModule(lowered.module, lowered.module.graph)
+    old = module.get_submodule(_NAME.format(0))
+    assert isinstance(old, LoweredBackendModule)
+    new = LoweredBackendModule(
+        old.original_module, old.backend_id, blob, old.compile_specs, named_data
+    )
+    new.meta = old.meta
+    module.add_submodule(_NAME.format(0), new)
+    (info,) = lowered.delegates
+    num_bytes = len(blob) + sum(map(len, named_data.buffers))
+    return replace(lowered, module=module, delegates=(replace(info, num_bytes=num_bytes),))
+
+
 def insert_delegates(
     graph: JointGraph,
     cut: Partition,
@@ -147,7 +173,7 @@ class _Writer:
         inputs = [p for p in parents if p not in inside and p not in self._constants]
         outputs = [node for node in nodes if any(user not in inside for user in node.users)]
         compiled = self._compile(nodes, inputs, outputs)
-        name = f"delegate_{len(self._delegates)}"
+        name = _NAME.format(len(self._delegates))
         self._delegates.append(_info(compiled, nodes))
         self._root.add_module(name, _lowered(compiled, inputs, outputs))
         self._memory += compiled.memory

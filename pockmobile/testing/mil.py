@@ -12,17 +12,16 @@ Arguments: TypeAlias = Mapping[str, Any]
 """The inputs of an operator by name: tensors, lists of them, or constants of numpy."""
 
 
-def run_mil(program: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def run_mil(function: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the outputs of a program's function by name.
 
     Args:
-        program: as coremltools reads it from a model package.
+        function: as coremltools reads it from a model package.
         inputs: by name, in the types that the function declares.
 
     Raises:
         NotImplementedError: an operator that is not known here.
     """
-    (function,) = program.functions.values()
     values: dict[Any, Tensor] = {
         variable: inputs[name] for name, variable in function.inputs.items()
     }

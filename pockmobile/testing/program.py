@@ -10,7 +10,7 @@ from executorch.exir._serialize._program import deserialize_pte_binary
 from torch import Tensor
 
 from pockmobile.artifact.manifest import Manifest
-from pockmobile.testing.coreml import CoreMLDelegate
+from pockmobile.testing.coreml import CoreMLDelegate, package_of
 
 
 class Delegate(Protocol):
@@ -20,7 +20,7 @@ class Delegate(Protocol):
         """Returns the outputs for these inputs."""
 
 
-_READERS: Final[Mapping[str, Callable[[bytes], Delegate]]] = {
+_READERS: Final[Mapping[str, Callable[[bytes, str], Delegate]]] = {
     "CoreMLBackend": CoreMLDelegate.from_bytes
 }
 
@@ -36,7 +36,7 @@ class InterpretedProgram:
     def __init__(self, buffer: bytes) -> None:
         """Reads a program: ExecuTorch's bytes, with or without pockmobile's seal."""
         file = deserialize_pte_binary(buffer)
-        self._program = file.program
+        self._program, self._data = file.program, file.named_data
         self._plans = {plan.name: plan for plan in file.program.execution_plan}
         self._delegates: dict[tuple[str, int], Delegate] = {}
 
@@ -60,7 +60,7 @@ class InterpretedProgram:
         if key not in self._delegates:
             found = self._plans[method].delegates[index]
             blob = self.blob(method, index)
-            self._delegates[key] = _READERS[found.id](blob)
+            self._delegates[key] = _READERS[found.id](blob, method)
         return self._delegates[key]
 
     def replace_delegate(self, method: str, delegate: Delegate, index: int = 0) -> None:
@@ -68,10 +68,11 @@ class InterpretedProgram:
         self._delegates[method, index] = delegate
 
     def blob(self, method: str, index: int = 0) -> bytes:
-        """Returns the bytes of a method's delegate."""
+        """Returns the bytes of a method's delegate, or of what they refer to."""
         place = self._plans[method].delegates[index].processed
         assert place.location == schema.DataLocation.INLINE
-        return bytes(self._program.backend_delegate_data[place.index].data)
+        inline = bytes(self._program.backend_delegate_data[place.index].data)
+        return package_of(inline, self._data)
 
     def _step(self, plan: schema.ExecutionPlan, step: Any, values: dict[int, Any]) -> None:
         if isinstance(step, schema.KernelCall):

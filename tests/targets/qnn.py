@@ -15,6 +15,7 @@ from tests.passes.graphs import NO_TENSORS, trace
 from tests.targets.running import execute, rewritten
 
 missing = qualcomm.missing()
+_OF_WHOLE_NUMBERS = {"aten._to_copy.default", "aten.view_copy.default"}
 needs_libraries = pytest.mark.skipif(missing is not None, reason=str(missing))
 
 
@@ -29,7 +30,10 @@ def check_on_simulator(
     constants: dict[str, Tensor] | None = None,
     tolerance: float = 2e-2,
 ) -> LoweredMethod:
-    """Asserts that the Hexagon simulator computes what eager PyTorch does, and all of it."""
+    """Asserts that the Hexagon simulator computes what eager PyTorch does, and all of it.
+
+    The host does no more than to make whole numbers small.
+    """
 
     def results(*tensors: Tensor) -> list[Tensor]:
         found = function(*(_busy(x) for x in tensors[: len(inputs)]), *tensors[len(inputs) :])
@@ -41,7 +45,7 @@ def check_on_simulator(
     names = {f"x{index}": value for index, value in enumerate(inputs)}
     graph = rewritten(trace(named, names, constants=constants or NO_TENSORS), Qnn())
     lowered = lower(graph)
-    assert lowered.outside == (), lowered.outside
+    assert {item.operator for item in lowered.outside} <= _OF_WHOLE_NUMBERS, lowered.outside
     found = execute(graph, lowered, list(inputs))
     expected = results(*inputs, *(constants or {}).values())
     for left, right in zip(found, expected, strict=True):
@@ -51,4 +55,6 @@ def check_on_simulator(
 
 def _busy(x: Tensor) -> Tensor:
     """Some arithmetic: a delegate needs a few operators to be worth its border."""
+    if not x.is_floating_point():
+        return x
     return (x * 2.0 + 1.0) * 0.5 - 0.25 + 0.0 * x.abs()

@@ -47,9 +47,10 @@ def _cases() -> list[_Case]:
 
 @pytest.mark.parametrize("case", _cases(), ids=str)
 @pytest.mark.parametrize("height", [6, 19])
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("is_frozen", [False, True])
 def test_a_trained_convolution_and_its_gradients_are_those_of_autograd(
-    case: _Case, height: int, is_frozen: bool
+    case: _Case, height: int, is_frozen: bool, at_once: bool
 ) -> None:
     generator = torch.Generator().manual_seed(height)
 
@@ -67,8 +68,8 @@ def test_a_trained_convolution_and_its_gradients_are_those_of_autograd(
     rest = (*geometry, False, [0, 0], case.groups)
     x, weight = x.detach(), weight.detach()
     with _float64_constants():
-        found = convolutions._forward_trained(x, weight, None, *rest)
-        backward = convolutions._backward(is_frozen=is_frozen)
+        found = convolutions._forward(at_once)(x, weight, None, *rest)
+        backward = convolutions._backward(is_frozen, at_once)
         both = backward(grad, x, weight, None, *rest, [True, True, False])[:2]
 
     for value, wanted in zip((found, *both), (expected, *gradients), strict=True):

@@ -38,7 +38,7 @@ def check_on_core_ml(
         if node.op == "call_function" and node not in found_constants
     ]
     assert {refusal(node, found_constants) for node in nodes} <= {None}
-    compile_delegate = compiler(found_constants, is_half=False, ios=17, compute_units="all")
+    compile_delegate = compiler(found_constants, half=frozenset(), ios=17, compute_units="all")
     compiled = compile_delegate(nodes, graph.placeholders, graph.results)
     found = CoreMLDelegate.from_bytes(compiled.blob).run(inputs)
     expected = function(*inputs, *constants.values())
@@ -82,6 +82,7 @@ _REDUCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "place": lambda x: x.argmax(1).float() + x.argmax(1, keepdim=True).float().sum(1),
     "running": lambda x: x.cumsum(1),
     "layer norm": lambda x: func.layer_norm(x, (8,), torch.ones(8) * 2, torch.ones(8)),
+    "group norm": lambda x: func.group_norm(x, 3, torch.ones(6) * 2, torch.ones(6)),
 }
 
 

@@ -85,11 +85,10 @@ def test_a_wrong_order_of_outputs_is_caught(program: pockmobile.Program) -> None
     right = session.program.delegate("train_step")
     assert isinstance(right, CoreMLDelegate)
     swapped = list(right.outputs)
-    (function,) = right.program.functions.values()
-    shapes = {value.name: tuple(value.shape) for value in function.outputs}
+    shapes = {value.name: tuple(value.shape) for value in right.function.outputs}
     first, second = [i for i, name in enumerate(swapped) if shapes[name] == (32,)]
     swapped[first], swapped[second] = swapped[second], swapped[first]
-    _train_with(session, CoreMLDelegate(right.program, right.inputs, tuple(swapped)))
+    _train_with(session, CoreMLDelegate(right.function, right.inputs, tuple(swapped)))
     assert _difference(session) > LIMITS["fp32"]
 
 
@@ -226,12 +225,29 @@ def test_wrong_options(options: dict[str, object], message: str) -> None:
         pockmobile.CoreML(**options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("ios", "precision"), [(15, "fp16"), (16, "fp32"), (18, "fp32")])
-def test_other_releases(ios: int, precision: Precision) -> None:
-    program = pockmobile.compile(
+def _for_release(ios: int, precision: Precision, plan: str) -> pockmobile.Program:
+    return pockmobile.compile(
         coreml_model("mlp"),
         (torch.zeros(4, 16),),
+        plan=plan,
         optimizer=OPTIMIZERS["sgd"],
         target=pockmobile.CoreML(ios=ios, precision=precision),
     )
+
+
+@pytest.mark.parametrize(("ios", "precision"), [(15, "fp16"), (16, "fp32"), (18, "fp32")])
+def test_other_releases(ios: int, precision: Precision) -> None:
+    program = _for_release(ios, precision, "full")
     assert _difference(InterpretedSession(program)) <= LIMITS[precision]
+
+
+@pytest.mark.parametrize(("ios", "count"), [(17, 3), (18, 1)])
+def test_frozen_weights_are_in_the_file_once_from_ios_18_on(ios: int, count: int) -> None:
+    program = _for_release(ios, "fp32", "head")
+    weight = dict(coreml_model("mlp").named_parameters())["layers.0.weight"]
+    assert program.buffer.count(weight.detach().numpy().tobytes()) == count
+    assert program.buffer == _for_release(ios, "fp32", "head").buffer
+    if ios == 18:
+        session = InterpretedSession(program)
+        assert session.program.blob("train_step") == session.program.blob("predict")
+        assert _difference(session) <= LIMITS["fp32"]

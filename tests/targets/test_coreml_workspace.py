@@ -23,10 +23,10 @@ def test_values_live_until_they_are_read_last() -> None:
         node.target = {"view": torch.ops.aten.view_copy.default}.get(
             node.target._opname, node.target
         )
-    found = [num_bytes for num_bytes, _ in workspace(nodes, graph.results, is_half=False)]
+    found = [num_bytes for num_bytes, _ in workspace(nodes, graph.results, frozenset())]
     # exp; view; tanh; view; add, while exp and tanh live; sum; mul, which is the output.
     assert found == [
         _BYTES, _BYTES, 2 * _BYTES, 2 * _BYTES, 3 * _BYTES, _BYTES + 4, 4,
     ]  # fmt: skip
-    half = [num_bytes for num_bytes, _ in workspace(nodes, graph.results, is_half=True)]
+    half = [num_bytes for num_bytes, _ in workspace(nodes, graph.results, set(nodes))]
     assert half == [num_bytes // 2 for num_bytes in found]

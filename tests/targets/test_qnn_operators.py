@@ -95,6 +95,44 @@ def test_what_moves_data() -> None:
     check_on_simulator(function, torch.randn(2, 3, 4, 5))
 
 
+def test_whole_numbers(x: Tensor) -> None:
+    """They come in 32 bits: labels, tokens, and the place of a maximum."""
+    labels, tokens = torch.tensor([[1], [7], [0]]), torch.tensor([[2, 0], [2, 1]])
+
+    def function(x: Tensor, labels: Tensor, tokens: Tensor, rows: Tensor) -> list[Tensor]:
+        row = labels.reshape(3)
+        hits = (x.argmax(-1) == row) & (row != 0)
+        return [
+            x.gather(-1, labels),
+            torch.zeros_like(x).scatter(-1, labels, x[:, :1]),
+            x.scatter(-1, labels, x[:, 2:3]),
+            nn.functional.embedding(tokens, x),
+            aten.index_put(x, [tokens], rows, True),
+            hits.float(),
+            torch.where(row > 0, x[:, 0], x[:, 1]),
+        ]
+
+    lowered = check_on_simulator(function, x, labels, tokens, torch.randn(2, 2, 8))
+    assert "aten.gather.default" not in lowered.delegates[0].operators
+
+
+def test_numbers_without_dimensions(x: Tensor) -> None:
+    def function(x: Tensor, factor: Tensor) -> list[Tensor]:
+        total = (x * factor).sum()
+        scale = 1.0 / total.abs().clamp(min=1.0)
+        return [total, x * scale, -(x * x).mean() * scale]
+
+    check_on_simulator(function, x, torch.tensor(0.5))
+
+
+def test_group_norm() -> None:
+    check_on_simulator(
+        lambda x, weight, bias: nn.functional.group_norm(x, 2, weight, bias),
+        torch.randn(2, 4, 3, 5),
+        constants={"weight": torch.rand(4) + 0.5, "bias": torch.randn(4)},
+    )
+
+
 @pytest.mark.parametrize("widths", [(0, 1, 0, 1), (2, 0), (0, 0, 0, 0, 1, 0)])
 def test_pads_that_qnn_gets_wrong(widths: tuple[int, ...]) -> None:
     """Its own pad returns garbage for these, and says nothing."""

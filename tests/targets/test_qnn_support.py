@@ -12,6 +12,7 @@ import pockmobile
 from pockmobile import qualcomm
 from pockmobile.errors import MissingLibraryError
 from pockmobile.targets.qnn import Qnn
+from pockmobile.targets.qnn.extraction import extract, input_shape
 from pockmobile.targets.qnn.support import OPERATORS, refusal
 from pockmobile.targets.rewrites.pads import is_symmetric, pad_by_joining
 from tests.passes.graphs import trace
@@ -20,7 +21,12 @@ aten = torch.ops.aten
 
 
 def test_executorch_has_a_builder_for_each_operator() -> None:
-    ours = {str(target) for target in OPERATORS if target is not operator.getitem}
+    # A number beside a tensor becomes one before.
+    ours = {
+        str(target).replace(".Scalar", ".Tensor")
+        for target in OPERATORS
+        if target is not operator.getitem
+    }
     assert ours <= set(_node_visitor_dict)
 
 
@@ -35,11 +41,14 @@ def _last(function: object, *inputs: Tensor) -> fx.Node:
         (lambda x: x.sort(-1)[0], (2, 3), "QNN has no such operator for a training step"),
         (lambda x: aten._softmax(x, 0, False), (2, 3), "over the last dimension only"),
         (lambda x: aten.relu(x), (1,) * 6, "QNN takes at most 5 dimensions"),
-        (lambda x: aten.relu(x), (), "one number, cheaper outside"),
+        (lambda x: aten.amax(x), (3,), "one number, cheaper outside"),
+        (lambda x: x.sum([0]), (3000, 1), "float16 adds up to 2048 numbers only"),
+        (lambda x: x > 0.0, (2,), "QNN's truth values stay inside the delegate"),
+        (lambda x: aten.index_put(x, [x[0].long()], x[0]), (2, 2), "no such operator"),
         (lambda x: aten.constant_pad_nd(x, [0, 1, 0, 1]), (1, 1, 2, 2), "QNN pads both sides"),
         (lambda x: aten.gelu(x, approximate="tanh"), (2,), "a GELU by tanh"),
         (lambda x: aten.add(x, x, alpha=2.0), (2,), "with alpha"),
-        (lambda x: aten.convolution(x, x, None, [1], [0], [1], False, [0], 1), (1, 1, 4),
+        (lambda x: aten.convolution(x, x, None, [1], [0], [1], False, [0], 1), (2, 2, 2),
          "so they must be frozen"),
     ],
 )  # fmt: skip
@@ -47,10 +56,36 @@ def test_refusals_say_why(function: object, shape: tuple[int, ...], reason: str)
     assert reason in str(refusal(_last(function, torch.ones(shape)), ()))
 
 
-def test_integers_are_refused() -> None:
-    assert refusal(_last(lambda x: x + x, torch.ones(2, dtype=torch.int64)), ()) == (
-        "QNN takes floats only"
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool])
+def test_arithmetic_is_for_floats(dtype: torch.dtype) -> None:
+    assert refusal(_last(lambda x: x + x, torch.ones(2, dtype=dtype)), ()) == (
+        "QNN takes floats here, no whole numbers"
     )
+
+
+def test_whole_numbers_are_compared_in_32_bits() -> None:
+    def chosen(x: Tensor) -> Tensor:
+        return (x == 1).float()
+
+    assert refusal(_last(chosen, torch.ones(2, dtype=torch.int32)), ()) is None
+    wide = _last(chosen, torch.ones(2, dtype=torch.int64))
+    assert refusal(wide, ()) == "QNN's truth values stay inside the delegate"
+    assert "no whole numbers" in str(refusal(wide.all_input_nodes[0], ()))
+
+
+def test_a_kernel_comes_in_as_a_matrix() -> None:
+    """As an image of 3x3 it would take QNN minutes to bring it out of its layout."""
+    graph = trace(lambda w: w.reshape(8, 36) * 2.0, {"w": torch.randn(8, 4, 3, 3)})
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    for node in calls:
+        if node.target is aten.view.default:
+            node.target = aten.view_copy.default
+    module = extract(calls, graph.placeholders, graph.results, {})
+    assert input_shape(graph.placeholders[0]) == [8, 36]
+    shapes = [n.args[1] for n in module.graph.nodes if n.target is aten.view_copy.default]
+    assert shapes == [[8, 36]]
+    w = torch.randn(8, 36)
+    torch.testing.assert_close(module(w)[0], w * 2.0)
 
 
 @pytest.mark.parametrize(

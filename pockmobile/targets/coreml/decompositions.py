@@ -58,6 +58,7 @@ _TABLE: Final[Mapping[Any, Decomposition]] = {
     _aten.gather.default: labels.gather,
     _aten.hardtanh_backward.default: elementary.hardtanh_backward,
     _aten._log_softmax.default: elementary.log_softmax,
+    _aten.native_group_norm.default: elementary.group_norm,
     _aten.native_layer_norm.default: elementary.layer_norm,
     _aten.pow.Tensor_Scalar: elementary.power,
     _aten.scatter.src: labels.scatter,

@@ -1,6 +1,6 @@
 """Compiles a delegate for Core ML."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import coremltools as ct
 import torch
@@ -17,16 +17,23 @@ from pockmobile.targets.portable import hash_and_size
 
 
 def compiler(
-    constants: Mapping[fx.Node, Tensor], *, is_half: bool, ios: int, compute_units: str
+    constants: Mapping[fx.Node, Tensor],
+    *,
+    half: Container[fx.Node],
+    ios: int,
+    compute_units: str,
 ) -> Compile:
-    """Returns what compiles a delegate for that release of iOS and those units."""
+    """Returns what compiles a delegate for that release of iOS and those units.
+
+    The nodes `half` are computed in float16.
+    """
 
     def compile_delegate(
         nodes: Sequence[fx.Node], inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]
     ) -> Compiled:
         names = [f"input_{index}" for index in range(len(inputs))]
         results = [f"output_{index}" for index in range(len(outputs))]
-        emitter = Emitter(EMITTERS, constants, is_half=is_half)
+        emitter = Emitter(EMITTERS, constants, half=half)
         placeholders = dict(zip(names, map(_placeholder, inputs), strict=True))
         with Function(placeholders, opset_version=getattr(ct.target, f"iOS{ios}")) as function:
             for name, node in zip(names, inputs, strict=True):
@@ -42,7 +49,7 @@ def compiler(
             blob=write_package(program, names, results, ios),
             options={"compute_units": compute_units.encode()},
             constant_bytes=_constant_bytes(nodes, constants),
-            memory=workspace(nodes, outputs, is_half=is_half),
+            memory=workspace(nodes, outputs, half),
         )
 
     return compile_delegate

@@ -66,7 +66,7 @@ def _gelu(emitter: Emitter, node: fx.Node, x: Var, approximate: str = "none") ->
 def _to_copy(emitter: Emitter, node: fx.Node, x: Var, **_: Any) -> Var:
     dtype = value_of(node).dtype
     if dtype.is_floating_point:
-        return Builder.cast(x=x, dtype="fp16" if emitter.is_half else "fp32")
+        return emitter.cast(x)
     return Builder.cast(x=x, dtype="bool" if dtype == torch.bool else "int32")
 
 

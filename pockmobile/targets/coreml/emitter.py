@@ -1,11 +1,11 @@
 """Writes graph nodes as operators of MIL, the language of Core ML's model packages."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, Final, TypeAlias, final
 
 import numpy as np
 import torch
-from coremltools.converters.mil.mil import Builder
+from coremltools.converters.mil.mil import Builder, types
 from torch import Tensor, fx
 
 from pockmobile.graph.rewrite import shape_of, value_of
@@ -24,7 +24,8 @@ class Emitter:
 
     A tensor without dimensions has one of size 1 here, since Core ML passes no other. A
     constant that is one number everywhere stays one number until an operator needs it whole.
-    `is_half` computes in float16, between inputs and outputs in float32.
+    Inputs and outputs are in float32. `is_half` says whether the operator that is emitted now
+    computes in float16; what it reads is cast to its precision.
     """
 
     def __init__(
@@ -32,23 +33,24 @@ class Emitter:
         table: Mapping[Any, Emit],
         constants: Mapping[fx.Node, Tensor],
         *,
-        is_half: bool,
+        half: Container[fx.Node],
     ) -> None:
-        """Starts a delegate whose operators are emitted by `table`."""
+        """Starts a delegate whose operators are emitted by `table`, `half` in float16."""
         self._table = table
         self._constants = constants
+        self._half = half
         self._values: dict[fx.Node, Var] = {}
-        self._whole: dict[fx.Node, Var] = {}
-        self.is_half = is_half
+        self._casts: dict[tuple[fx.Node, bool], Var] = {}
+        self._whole: dict[tuple[fx.Node, bool], Var] = {}
+        self.is_half = False
 
     def add_input(self, node: fx.Node, value: Var) -> None:
         """Takes an input of the function for a node."""
-        is_float = value_of(node).is_floating_point()
-        half = self.is_half and is_float
-        self._values[node] = Builder.cast(x=value, dtype="fp16") if half else value
+        self._values[node] = value
 
     def add(self, node: fx.Node) -> None:
         """Emits a node."""
+        self.is_half = node in self._half
         arguments = fx.map_arg(node.args, lambda other: self._value(other, node))
         keywords = fx.map_arg(node.kwargs, lambda other: self._value(other, node))
         self._values[node] = self._table[node.target](self, node, *arguments, **keywords)
@@ -63,21 +65,33 @@ class Emitter:
     def output(self, node: fx.Node, name: str) -> Var:
         """Returns a node's value under a name, as an output of the function."""
         value = self._values[node]
-        if self.is_half and value_of(node).is_floating_point():
+        if value.dtype == types.fp16:
             return Builder.cast(x=value, dtype="fp32", name=name)
         return Builder.identity(x=value, name=name)
 
+    def cast(self, value: Var) -> Var:
+        """Returns a number with a point in the precision of what is emitted now."""
+        wanted, name = (types.fp16, "fp16") if self.is_half else (types.fp32, "fp32")
+        return value if value.dtype == wanted else Builder.cast(x=value, dtype=name)
+
     def _value(self, node: fx.Node, user: fx.Node) -> Var:
         if node in self._values:
-            return self._values[node]
+            return self._cast(node) if _is_float(node) else self._values[node]
         if user.target in _BROADCASTING and _is_one_number(self._constants[node]):
             return self.array(self._constants[node].flatten()[:1], node)
         return self._constant(node)
 
+    def _cast(self, node: fx.Node) -> Var:
+        key = node, self.is_half
+        if key not in self._casts:
+            self._casts[key] = self.cast(self._values[node])
+        return self._casts[key]
+
     def _constant(self, node: fx.Node) -> Var:
-        if node not in self._whole:
-            self._whole[node] = Builder.const(val=self.array(self._constants[node], node))
-        return self._whole[node]
+        key = node, self.is_half
+        if key not in self._whole:
+            self._whole[key] = Builder.const(val=self.array(self._constants[node], node))
+        return self._whole[key]
 
     def array(self, value: Tensor, like: fx.Node) -> np.ndarray[Any, Any]:
         """Returns a constant in the types of MIL; `like` tells of what kind it is."""
@@ -116,6 +130,12 @@ def axes(dims: Sequence[int] | int | None, source: fx.Node) -> list[int]:
 def source_of(node: fx.Node) -> fx.Node:
     """Returns the first input of a node."""
     return node.all_input_nodes[0]
+
+
+def _is_float(node: fx.Node) -> bool:
+    """Whether it has values with a point; one of several tensors is a pooling's, which has."""
+    value = node.meta["val"]
+    return not isinstance(value, Tensor) or value.is_floating_point()
 
 
 def _is_one_number(value: Tensor) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +23,10 @@ _PASSES: Final = (
 """Of coremltools' passes, those that find anything: the graph was simplified before. After
 each, a program of thousands of operators is checked for seconds."""
 
+_ROOT: Final = "lowered_module"
+"""The name of the folder, which is written, too."""
 _MODEL: Final = "model.mlpackage"
+_METADATA: Final = "metadata.json"
 
 
 def write_package(
@@ -48,19 +51,51 @@ def write_package(
     found = [feature.name for feature in (*description.input, *description.output)]
     assert sorted(found) == sorted([*inputs, *outputs]), f"coremltools renamed {found}"
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "lowered_module"  # The name is written, too.
+        root = Path(folder) / _ROOT
         root.mkdir()
         model.save(str(root / _MODEL))
-        _settle(root / _MODEL, model.get_spec())
-        metadata = {
-            "inputNames": list(inputs),
-            "outputNames": list(outputs),
-            "identifier": f"pockmobile_{_sha256(root)}",
-        }
-        (root / "metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
-        flattened = executorchcoreml.flatten_directory_contents(str(root.resolve()))
+        return _flattened(root, {"inputNames": list(inputs), "outputNames": list(outputs)})
+
+
+def join_packages(packages: Mapping[str, bytes]) -> bytes:
+    """Joins flattened model packages into one, with a function of each one's name.
+
+    Constants that several of them hold are stored once.
+    """
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        parts = {name: _written(blob, Path(folder, name)) for name, blob in packages.items()}
+        described = ct.utils.MultiFunctionDescriptor()
+        for name, part in parts.items():
+            described.add_function(str(part / _MODEL), "main", name)
+        described.default_function_name = next(iter(parts))
+        root = Path(folder, "joined") / _ROOT
+        root.mkdir(parents=True)
+        ct.utils.save_multifunction(described, str(root / _MODEL))
+        names = {name: _names(part) for name, part in parts.items()}
+        return _flattened(root, {"methods": names})
+
+
+def _flattened(root: Path, metadata: Mapping[str, Any]) -> bytes:
+    """Returns the bytes of a folder that holds a model package, with what the runtime reads."""
+    _settle(root / _MODEL)
+    described = {**metadata, "identifier": f"pockmobile_{_sha256(root)}"}
+    (root / _METADATA).write_text(json.dumps(described), encoding="utf-8")
+    flattened = executorchcoreml.flatten_directory_contents(str(root.resolve()))
     assert flattened, "the model package is empty"
     return bytes(flattened)
+
+
+def _written(blob: bytes, folder: Path) -> Path:
+    """Writes a flattened folder into another one, and returns where it is."""
+    folder.mkdir()
+    assert executorchcoreml.unflatten_directory_contents(blob, str(folder))
+    (root,) = folder.iterdir()
+    return root
+
+
+def _names(root: Path) -> Mapping[str, Any]:
+    metadata = json.loads((root / _METADATA).read_text(encoding="utf-8"))
+    return {key: metadata[key] for key in ("inputNames", "outputNames")}
 
 
 @contextlib.contextmanager
@@ -73,9 +108,10 @@ def _old_objects_kept() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _settle(package: Path, spec: Any) -> None:
+def _settle(package: Path) -> None:
     """Replaces random identifiers and orders: the same model gives the same bytes."""
     (model,) = package.rglob("*.mlmodel")
+    spec = ct.utils.load_spec(str(model))
     model.write_bytes(spec.SerializeToString(deterministic=True))
     path = package / "Manifest.json"
     text = path.read_text(encoding="utf-8")

@@ -29,17 +29,20 @@ _aten = torch.ops.aten
 Precision: TypeAlias = Literal["fp32", "fp16"]
 ComputeUnits: TypeAlias = Literal["all", "cpu_only", "cpu_and_gpu", "cpu_and_ne"]
 RELEASES: Final = (15, 16, 17, 18)
+_SEVERAL_FUNCTIONS: Final = 18
+"""The first release whose model packages hold several functions."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class CoreML(Target):
-    """Delegates a training step to Core ML; in fp16 all of it but the optimizer's arithmetic.
+    """Delegates a training step to Core ML; in fp16, but for the optimizer's arithmetic.
 
     Args:
         precision: `fp32`, which the CPU and the GPU take, or `fp16`, which the Neural Engine
             takes, too.
-        ios: the oldest release of iOS that runs it, 15 to 18.
+        ios: the oldest release of iOS that runs it, 15 to 18. From 18 on the methods share
+            their frozen weights.
         compute_units: `all`, `cpu_only`, `cpu_and_gpu` or `cpu_and_ne`.
         loss_scale: what the loss is multiplied by in fp16, so that small gradients do not
             vanish; the optimizer gets the gradients divided by it, in fp32.
@@ -111,21 +114,23 @@ class CoreML(Target):
         from pockmobile.targets.coreml.delegate import compiler
         from pockmobile.targets.coreml.support import refusal
 
-        is_half = self.precision == "fp16"
-        half = computed_in_half(graph) if is_half else set()
-
-        def refuse(node: fx.Node, constants: Container[fx.Node]) -> str | None:
-            if is_half and node not in half:
-                return "float16 is too coarse for the optimizer, which stays on the CPU"
-            return refusal(node, constants)
-
+        # float16 is too coarse for the optimizer, which stays in float32.
+        half = computed_in_half(graph) if self.precision == "fp16" else frozenset[fx.Node]()
         return lower_delegates(
             graph,
-            refuse,
+            refusal,
             lambda constants: compiler(
-                constants, is_half=is_half, ios=self.ios, compute_units=self.compute_units
+                constants, half=half, ios=self.ios, compute_units=self.compute_units
             ),
         )
+
+    def share(self, methods: Mapping[str, LoweredMethod]) -> Mapping[str, LoweredMethod]:
+        """Puts the methods into one model package, if the release takes one of several."""
+        if self.ios < _SEVERAL_FUNCTIONS:
+            return methods
+        from pockmobile.targets.coreml.sharing import share
+
+        return share(methods)
 
 
 def _check(name: str, value: object, known: Sequence[object]) -> None:

@@ -1,7 +1,7 @@
 """Estimates what a delegate needs while it runs: Core ML does not tell before."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Final
 
 import torch
@@ -14,12 +14,13 @@ _VIEWS: Final = (_aten.view_copy.default, operator.getitem)
 
 
 def workspace(
-    nodes: Sequence[fx.Node], outputs: Sequence[fx.Node], *, is_half: bool
+    nodes: Sequence[fx.Node], outputs: Sequence[fx.Node], half: Container[fx.Node]
 ) -> list[tuple[int, str]]:
     """Returns the bytes alive while each node runs, and the module that it is of.
 
-    Values live from their operator to the last that reads them or a view of them; outputs
-    are the runtime's. Core ML needs more where it copies, less where it fuses.
+    Values live from their operator to the last that reads them or a view of them, those in
+    `half` in float16; outputs are the runtime's. Core ML needs more where it copies, less
+    where it fuses.
     """
     storage: dict[fx.Node, fx.Node] = {}
     for node in nodes:
@@ -37,10 +38,10 @@ def workspace(
         ending.setdefault(place, []).append(owner)
     for place, node in enumerate(nodes):
         if storage[node] is node and node not in kept:
-            alive += _num_bytes(node, is_half=is_half)
+            alive += _num_bytes(node, is_half=node in half)
         moments.append((alive, str(node.meta.get(MODULE_KEY, ""))))
         alive -= sum(
-            _num_bytes(owner, is_half=is_half)
+            _num_bytes(owner, is_half=owner in half)
             for owner in ending.get(place, ())
             if owner not in kept
         )

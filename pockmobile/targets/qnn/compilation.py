@@ -34,11 +34,14 @@ from torch.export import ExportedProgram
 
 from pockmobile import qualcomm
 from pockmobile.errors import UnsupportedOperatorError
-from pockmobile.graph.rewrite import shape_of
+from pockmobile.graph.rewrite import value_of
+from pockmobile.targets.qnn.depthwise import Convolution
+from pockmobile.targets.qnn.extraction import input_shape
 from pockmobile.targets.qnn.guards import Signature, check_signature, order_outputs
 from pockmobile.targets.qnn.quiet import quiet
 from pockmobile.targets.qnn.socs import chipset_of
 
+_CONVOLUTION: Final = "aten.convolution.default"
 _MISTAKEN: Final = (RecomposeRmsNorm, RecomposePadMaxPool2d, RecomposePixelUnshuffle)
 """Passes that recognise patterns; the first takes a layer norm for an RMS norm."""
 
@@ -55,7 +58,9 @@ def compile_module(
     qualcomm.load_libraries()
     backend = generate_htp_compiler_spec(use_fp16=True)
     specs = generate_qnn_executorch_compiler_spec(chipset_of(soc), backend)
-    examples = tuple(torch.zeros(shape_of(node)) for node in inputs)
+    examples = tuple(
+        torch.zeros(input_shape(node), dtype=value_of(node).dtype) for node in inputs
+    )
     with torch.no_grad():
         exported = torch.export.export(module, examples, strict=False)
     with quiet() as errors, QnnManagerContext({method: specs}):
@@ -98,6 +103,7 @@ def _build(program: ExportedProgram, specs: Sequence[CompileSpec], method: str) 
     manager = get_current_qnn_manager(QnnExecuTorchBackendType.kHtpBackend, specs)
     manager.InitContext([method])
     visitors = get_node_visitors(program)
+    visitors[_CONVOLUTION] = Convolution(visitors[_CONVOLUTION])
     wrappers: Any = defaultdict(dict)
     built: list[Any] = []
     for node in program.graph.nodes:

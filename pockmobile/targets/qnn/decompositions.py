@@ -8,10 +8,27 @@ from torch import Tensor, fx
 
 from pockmobile.graph.rewrite import arguments, shape_of
 from pockmobile.passes.decompose import Decomposition
+from pockmobile.targets.qnn import whole_numbers
 from pockmobile.targets.rewrites import elementary, pads, rank
 from pockmobile.targets.rewrites.convolutions import is_constant
 
 _aten = torch.ops.aten
+
+
+COMPARISONS: Final = (
+    _aten.eq.Scalar,
+    _aten.eq.Tensor,
+    _aten.ge.Scalar,
+    _aten.ge.Tensor,
+    _aten.gt.Scalar,
+    _aten.gt.Tensor,
+    _aten.le.Scalar,
+    _aten.le.Tensor,
+    _aten.lt.Scalar,
+    _aten.lt.Tensor,
+    _aten.ne.Scalar,
+    _aten.ne.Tensor,
+)
 
 
 def select(node: fx.Node) -> Decomposition | None:
@@ -56,6 +73,7 @@ _TABLE: Final[Mapping[Any, Decomposition]] = {
     _aten.hardtanh_backward.default: elementary.hardtanh_backward,
     _aten.sign.default: elementary.sign,
     _aten.erf.default: elementary.erf,
+    _aten.native_group_norm.default: elementary.group_norm,
     _aten.native_layer_norm.default: elementary.layer_norm,
     _aten.mean.default: elementary.mean_to_one,
     _aten.pow.Tensor_Scalar: elementary.power,
@@ -65,7 +83,15 @@ _TABLE: Final[Mapping[Any, Decomposition]] = {
     _aten.mul.Tensor: elementary.binary(torch.mul),
     _aten.div.Tensor: elementary.binary(torch.div),
     _aten.expand_copy.default: elementary.expand_number,
+    _aten.flip.default: elementary.flip,
     _aten.constant_pad_nd.default: pads.pad_by_joining,
     _aten.cat.default: rank.cat,
     _aten.slice_copy.Tensor: rank.slice,
+    _aten.sum.default: elementary.sum_to_one,
+    _aten.sum.dim_IntList: elementary.sum_to_one,
+    _aten.embedding.default: whole_numbers.embedding,
+    _aten.gather.default: whole_numbers.gather,
+    _aten.index_put.default: whole_numbers.index_put,
+    _aten.scatter.src: whole_numbers.scatter,
+    **{target: whole_numbers.narrow(target) for target in COMPARISONS},
 }

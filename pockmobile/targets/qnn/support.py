@@ -7,11 +7,27 @@ from typing import Any, Final
 import torch
 from torch import Tensor, fx
 
-from pockmobile.graph.rewrite import shape_of
-from pockmobile.targets.qnn.decompositions import is_dilated_depthwise
+from pockmobile.graph.rewrite import shape_of, value_of
+from pockmobile.targets.qnn.decompositions import COMPARISONS, is_dilated_depthwise
+from pockmobile.targets.rewrites.convolutions import is_depthwise
 from pockmobile.targets.rewrites.pads import is_symmetric
 
 _aten = torch.ops.aten
+
+_CHOICES: Final = frozenset(
+    {
+        *COMPARISONS,
+        _aten.bitwise_and.Tensor,
+        _aten.bitwise_or.Tensor,
+        _aten.logical_and.default,
+        _aten.logical_not.default,
+        _aten.where.self,
+        _aten._to_copy.default,
+    }
+)
+"""What reads truth values, which never leave a delegate."""
+_WHOLE: Final = frozenset({*_CHOICES, _aten.argmax.default, _aten.index_select.default})
+"""What takes or returns whole numbers, or truth values."""
 
 OPERATORS: Final = frozenset(
     {
@@ -56,10 +72,15 @@ OPERATORS: Final = frozenset(
         _aten.tanh.default,
         _aten.view_copy.default,
         operator.getitem,
+        *_WHOLE,
     }
 )
 """Operators that ExecuTorch has builders for, and that were compared with eager PyTorch."""
 
+_REDUCTIONS: Final = (_aten.amax.default, _aten.mean.dim, _aten.argmax.default)
+_TRUTH: Final = "QNN's truth values stay inside the delegate"
+_LONGEST_SUM: Final = 2048
+"""Beyond, float16 leaves out numbers when it counts."""
 _MAX_RANK: Final = 5
 
 
@@ -79,19 +100,50 @@ def _refuse_types(node: fx.Node) -> str | None:
     own = node.meta["val"]
     if any(parent.meta["val"].dtype == torch.float16 for parent in node.all_input_nodes):
         return "the optimizer goes on in float32"
-    if node.target is _aten._to_copy.default and own.dtype == torch.float16:
-        # What a gradient ends in.
-        own = node.args[0].meta["val"]  # type: ignore[union-attr]
     values = [parent.meta["val"] for parent in node.all_input_nodes]
     values.append(own[0] if isinstance(own, tuple) else own)
     for value in values:
-        if not isinstance(value, Tensor) or value.dtype != torch.float32:
-            return "QNN takes floats only"
+        if not isinstance(value, Tensor) or not _is_known(node, value.dtype):
+            return "QNN takes floats here, no whole numbers"
         if value.dim() > _MAX_RANK:
             return f"QNN takes at most {_MAX_RANK} dimensions"
-    if any(value.dim() == 0 for value in values):
+    if value.dim() == 0 and node.target in _REDUCTIONS:
         return "one number, cheaper outside"
     return None
+
+
+def _is_known(node: fx.Node, dtype: torch.dtype) -> bool:
+    """Whether an operator may read or write values of a type."""
+    if dtype == torch.float32:
+        return True
+    if dtype == torch.float16:
+        # What a gradient ends in.
+        return node.target is _aten._to_copy.default
+    if dtype == torch.int64:
+        return _is_place(node)
+    return node.target in _WHOLE and dtype in (torch.bool, torch.int32)
+
+
+def _is_place(node: fx.Node) -> bool:
+    """Whether it is the place of a maximum, or makes that a whole number of 32 bits."""
+    if node.target is _aten.argmax.default:
+        return all(user.meta["val"].dtype == torch.int32 for user in node.users)
+    is_narrow = node.meta["val"].dtype == torch.int32
+    return is_narrow and node.all_input_nodes[0].target is _aten.argmax.default
+
+
+def _refuse_choice(node: fx.Node, constants: Container[fx.Node]) -> str | None:
+    """Keeps truth values inside: only what a delegate computes itself is read there."""
+    read = [parent for parent in node.all_input_nodes if _is_truth(parent)]
+    if any(parent not in constants and refusal(parent, constants) for parent in read):
+        return _TRUTH
+    if _is_truth(node) and any(user.target not in _CHOICES for user in node.users):
+        return _TRUTH
+    return None
+
+
+def _is_truth(node: fx.Node) -> bool:
+    return bool(node.meta["val"].dtype == torch.bool)
 
 
 _Check = Callable[[fx.Node, Container[fx.Node]], str | None]
@@ -99,7 +151,8 @@ _Check = Callable[[fx.Node, Container[fx.Node]], str | None]
 
 def _refuse_convolution(node: fx.Node, constants: Container[fx.Node]) -> str | None:
     weight, bias = node.args[1:3]
-    if weight not in constants or (bias is not None and bias not in constants):
+    is_held = weight in constants or is_depthwise(node)
+    if not is_held or (bias is not None and bias not in constants):
         return "QNN holds a convolution's weight and bias, so they must be frozen"
     if is_dilated_depthwise(node):
         return "QNN gets a dilated convolution of each channel into several wrong"
@@ -110,6 +163,13 @@ def _refuse_pooling(node: fx.Node, constants: Container[fx.Node]) -> str | None:
     if any(user.args[1] != 0 for user in node.users):
         return "QNN's max pooling does not tell where the maximum was"
     return None
+
+
+def _refuse_sum(node: fx.Node, constants: Container[fx.Node]) -> str | None:
+    """Leaves long sums to one number, like a loss's, to float32."""
+    source: Any = node.args[0]
+    is_long = value_of(node).numel() == 1 and value_of(source).numel() > _LONGEST_SUM
+    return f"float16 adds up to {_LONGEST_SUM} numbers only" if is_long else None
 
 
 def _refuse_softmax(node: fx.Node, constants: Container[fx.Node]) -> str | None:
@@ -141,4 +201,6 @@ _CHECKS: Final[Mapping[Any, _Check]] = {
     _aten.sub.Tensor: _refuse_scaled,
     _aten.div.Tensor: _refuse_scaled,
     _aten.constant_pad_nd.default: _refuse_pad,
+    _aten.sum.dim_IntList: _refuse_sum,
+    **dict.fromkeys(_CHOICES, _refuse_choice),
 }

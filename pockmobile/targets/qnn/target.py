@@ -25,7 +25,7 @@ from pockmobile.targets.qnn.delegate import compiler
 from pockmobile.targets.qnn.guards import check_one_delegate
 from pockmobile.targets.qnn.socs import chipset_of
 from pockmobile.targets.qnn.support import refusal
-from pockmobile.targets.rewrites.convolutions import select_convolution
+from pockmobile.targets.rewrites.convolutions import select_at_once
 
 _aten = torch.ops.aten
 
@@ -85,7 +85,7 @@ class Qnn(Target):
             # A convolution is written by whether its weight is a constant: fold first.
             FoldConstants(),
             EliminateCommon(),
-            Decompose("convolutions", select_convolution),
+            Decompose("convolutions", select_at_once),
             Canonicalize(),
             # What the convolutions were written in, and the filters that gather windows.
             FoldConstants(),

@@ -7,29 +7,58 @@ windows that it sees are gathered, and the rest are matrix products.
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
 from torch import Tensor, fx
 
-from pockmobile.graph.rewrite import shape_of
+from pockmobile.graph.rewrite import arguments, shape_of, value_of
 from pockmobile.passes.decompose import Decomposition
 from pockmobile.targets.rewrites.phases import by_phases, has_phases
-from pockmobile.targets.rewrites.windows import Geometry, Pair, pad, taps, windows
+from pockmobile.targets.rewrites.windows import (
+    Geometry,
+    Pair,
+    gather,
+    pad,
+    product,
+    taps,
+    windows,
+)
 
 _aten = torch.ops.aten
 
 
 def select_convolution(node: fx.Node) -> Decomposition | None:
     """Returns the decomposition of a convolution or of its backward operator."""
+    return _select(node, at_once=False)
+
+
+def select_at_once(node: fx.Node) -> Decomposition | None:
+    """The same in few operators, of which each does much.
+
+    It is for a target that takes the weight of a depthwise convolution at run time, too.
+    """
+    return _select(node, at_once=True)
+
+
+def _select(node: fx.Node, *, at_once: bool) -> Decomposition | None:
     if node.target is _aten.convolution_backward.default:
         is_planar = len(shape_of(node.args[1])) == 4  # type: ignore[arg-type]
-        return _backward(is_frozen=is_constant(node.args[2])) if is_planar else None
+        frozen = is_constant(node.args[2])
+        return _backward(frozen, at_once) if is_planar else None
     if node.target is not _aten.convolution.default or len(shape_of(node)) != 4:
         return None
-    if not is_constant(node.args[1]):
-        return _forward_trained
+    is_kept = is_constant(node.args[1]) or (at_once and is_depthwise(node))
+    if not is_kept:
+        return _forward(at_once)
     return None if is_constant(node.args[2]) else _separate_bias
+
+
+def is_depthwise(node: fx.Node) -> bool:
+    """Whether it is a convolution of each channel into one."""
+    weight, (is_transposed, _, groups) = arguments(node)[1], arguments(node)[6:9]
+    return not is_transposed and _is_depthwise(value_of(weight), groups)
 
 
 def is_constant(node: Any) -> bool:
@@ -47,19 +76,25 @@ def _separate_bias(x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tenso
     return result + bias.reshape(1, -1, 1, 1)
 
 
-def _forward_trained(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair,
-    dilation: Pair, transposed: bool, extra: Pair, groups: int,
-) -> Any:  # fmt: skip
-    geometry = Geometry(stride, padding, dilation, groups)
-    if transposed:
-        # It is the input's gradient of the convolution that its weight would be.
-        result = _by_windows(x, _upsampled(x, weight, geometry, extra), weight, geometry)
-    elif _is_depthwise(weight, groups):
-        result = _weighted(taps(x, weight.shape[2:], geometry), weight)
-    else:
-        result = windows(x, weight, geometry).convolve(x, weight)
-    return result if bias is None else result + bias.reshape(1, -1, 1, 1)
+@functools.cache
+def _forward(at_once: bool) -> Decomposition:
+    """Returns the decomposition of a convolution whose weight comes at run time."""
+
+    def decompose(
+        x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair,
+        dilation: Pair, transposed: bool, extra: Pair, groups: int,
+    ) -> Any:  # fmt: skip
+        geometry = Geometry(stride, padding, dilation, groups, at_once)
+        if transposed:
+            # It is the input's gradient of the convolution that its weight would be.
+            result = _by_windows(x, _upsampled(x, weight, geometry, extra), weight, geometry)
+        elif _is_depthwise(weight, groups):
+            result = _weighted(taps(x, weight.shape[2:], geometry), weight)
+        else:
+            result = windows(x, weight, geometry).convolve(x, weight)
+        return result if bias is None else result + bias.reshape(1, -1, 1, 1)
+
+    return decompose
 
 
 def _upsampled(x: Tensor, weight: Tensor, geometry: Geometry, extra: Pair) -> Pair:
@@ -86,7 +121,7 @@ def _weighted(under: Iterable[tuple[int, Tensor]], weight: Tensor) -> Tensor:
 
 
 @functools.cache
-def _backward(*, is_frozen: bool) -> Decomposition:
+def _backward(is_frozen: bool, at_once: bool) -> Decomposition:
     """Returns the decomposition of `convolution_backward`, whose weight is frozen or not."""
 
     def decompose(
@@ -95,24 +130,33 @@ def _backward(*, is_frozen: bool) -> Decomposition:
     ) -> Any:  # fmt: skip
         if transposed:
             return NotImplemented
-        geometry = Geometry(stride, padding, dilation, groups)
-        compute = _input_gradient(weight, groups, is_frozen=is_frozen)
-        grad_x = compute(grad, list(x.shape[2:]), weight, geometry) if mask[0] else None
-        grad_weight = _weight_gradient(grad, x, weight, geometry) if mask[1] else None
+        geometry = Geometry(stride, padding, dilation, groups, at_once)
+        is_depthwise = _is_depthwise(weight, groups)
+        of_input = _input_gradient(is_depthwise, is_frozen, at_once)
+        of_weight = _weight_gradient(is_depthwise, at_once)
+        grad_x = of_input(grad, list(x.shape[2:]), weight, geometry) if mask[0] else None
+        grad_weight = of_weight(grad, x, weight, geometry) if mask[1] else None
         return grad_x, grad_weight, grad.sum([0, 2, 3]) if mask[2] else None
 
     return decompose
 
 
 def _input_gradient(
-    weight: Tensor, groups: int, *, is_frozen: bool
+    is_depthwise: bool, is_frozen: bool, at_once: bool
 ) -> Callable[[Tensor, Pair, Tensor, Geometry], Tensor]:
     """Returns how the gradient of an input of some height and width is best computed."""
-    if not is_frozen:
-        return _by_windows
-    if _is_depthwise(weight, groups):
+    if is_depthwise and (is_frozen or at_once):
         return _by_flipped_filters
-    return _by_transposed_convolution
+    return _by_transposed_convolution if is_frozen else _by_windows
+
+
+def _weight_gradient(
+    is_depthwise: bool, at_once: bool
+) -> Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]:
+    """Returns how the gradient of a weight is best computed."""
+    if not is_depthwise:
+        return _by_correlations
+    return _by_all_taps if at_once else _by_each_tap
 
 
 def _by_transposed_convolution(
@@ -147,8 +191,15 @@ def _by_windows(grad: Tensor, sizes: Pair, weight: Tensor, geometry: Geometry) -
     spread, dense = _spread(grad, sizes, kernel, geometry)
     if _is_depthwise(weight, groups):
         return _weighted(taps(spread, kernel, dense, is_flipped=True), weight)
-    by_group = weight.reshape(groups, outputs // groups, inner, *kernel).transpose(1, 2)
-    turned = by_group.reshape(groups * inner, outputs // groups, *kernel)
+    if groups == 1 and geometry.at_once:
+        # The weight is turned once, and as a matrix for each output.
+        seen = gather(spread, kernel, dense, is_flipped=True)
+        filters = weight.reshape(outputs, inner, -1).transpose(1, 2).reshape(-1, inner)
+        return product(seen, filters.t(), turns=False)
+    turned = weight.transpose(0, 1)
+    if groups > 1:
+        by_group = weight.reshape(groups, outputs // groups, inner, *kernel).transpose(1, 2)
+        turned = by_group.reshape(groups * inner, outputs // groups, *kernel)
     return windows(spread, turned, dense, is_flipped=True).convolve(spread, turned)
 
 
@@ -161,16 +212,31 @@ def _spread(
     """
     stride, dilation = geometry.stride, geometry.dilation
     pads = [dilation[i] * (kernel[i] - 1) - geometry.padding[i] for i in range(2)]
-    dense = Geometry([1, 1], [max(0, pads[0]), max(0, pads[1])], dilation, geometry.groups)
-    n, c, height, width = grad.shape
+    padding = [max(0, size) for size in pads]
+    dense = replace(geometry, stride=[1, 1], padding=padding)
     if not geometry.is_dense:
-        between = (0, stride[1] - 1, 0, 0, 0, stride[0] - 1)
-        grad = pad(grad.reshape(n, c, height, 1, width, 1), between)
-        grad = grad.reshape(n, c, height * stride[0], width * stride[1])
+        grad = (_apart_by_product if geometry.at_once else _apart)(grad, stride)
     for i in range(2):
         wanted = sizes[i] + dilation[i] * (kernel[i] - 1) - 2 * dense.padding[i]
         grad = _resized(grad, 2 + i, max(0, -pads[i]), wanted)
     return grad, dense
+
+
+def _apart(grad: Tensor, stride: Pair) -> Tensor:
+    """Puts zeros behind each element, and behind each row."""
+    n, c, height, width = grad.shape
+    between = (0, stride[1] - 1, 0, 0, 0, stride[0] - 1)
+    grad = pad(grad.reshape(n, c, height, 1, width, 1), between)
+    return grad.reshape(n, c, height * stride[0], width * stride[1])
+
+
+def _apart_by_product(grad: Tensor, stride: Pair) -> Tensor:
+    """The same by a product with ones where the elements go, and zeros elsewhere."""
+    n, c, height, width = grad.shape
+    down, right = stride
+    places = torch.arange(width).unsqueeze(1) * right == torch.arange(down * right * width)
+    spread = grad.reshape(-1, width) @ places.to(grad.dtype)
+    return spread.reshape(n, c, height * down, width * right)
 
 
 def _resized(x: Tensor, dim: int, start: int, length: int) -> Tensor:
@@ -182,10 +248,20 @@ def _resized(x: Tensor, dim: int, start: int, length: int) -> Tensor:
     return pad(x, (0, missing) if dim == 3 else (0, 0, 0, missing))
 
 
-def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    kernel = weight.shape[2:]
-    if _is_depthwise(weight, geometry.groups):
-        sums = {tap: (value * grad).sum([0, 2, 3]) for tap, value in taps(x, kernel, geometry)}
-        ordered = [sums[tap].reshape(1, -1) for tap in sorted(sums)]
-        return torch.cat(ordered).t().reshape(weight.shape)
+def _by_each_tap(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    under = taps(x, weight.shape[2:], geometry)
+    sums = {tap: (value * grad).sum([0, 2, 3]) for tap, value in under}
+    ordered = [sums[tap].reshape(1, -1) for tap in sorted(sums)]
+    return torch.cat(ordered).t().reshape(weight.shape)
+
+
+def _by_all_taps(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    n, channels, height, width = grad.shape
+    seen = gather(x, weight.shape[2:], geometry)
+    errors = grad.reshape(n, channels, 1, height * width)
+    products = seen.reshape(n, channels, -1, height * width) * errors
+    return products.sum([0, 3]).reshape(weight.shape)
+
+
+def _by_correlations(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     return windows(x, weight, geometry).weight_gradient(grad, x)

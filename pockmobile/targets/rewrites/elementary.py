@@ -61,6 +61,30 @@ def layer_norm(
     return result, mean, rstd
 
 
+def group_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, spatial: int,
+    groups: int, eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Normalises over groups of channels; returns the means and 1 / deviations, too."""
+    rows = x.reshape(n, groups, -1)
+    normal, mean, rstd = layer_norm(rows, [rows.shape[2]], None, None, eps)
+    result, shape = normal.reshape(x.shape), [1, c, *[1] * (x.dim() - 2)]
+    if weight is not None:
+        result = result * weight.reshape(shape)
+    if bias is not None:
+        result = result + bias.reshape(shape)
+    return result, mean.reshape(n, groups), rstd.reshape(n, groups)
+
+
+def flip(x: Tensor, dims: list[int]) -> Any:
+    """Turns the last dimensions around, by a product with a turned identity."""
+    if sorted(dim % x.dim() for dim in dims) != list(range(x.dim() - len(dims), x.dim())):
+        return NotImplemented
+    length = math.prod(x.shape[dim] for dim in dims)
+    turned = torch.eye(length, dtype=x.dtype, device=x.device).flip(0)
+    return (x.reshape(-1, length) @ turned).reshape(x.shape)
+
+
 def sum_to_one(
     x: Tensor, dims: list[int] | None = None, keepdim: bool = False, **_: Any
 ) -> Any:

@@ -24,10 +24,12 @@ def pad_by_joining(x: Tensor, widths: list[int], value: float = 0.0) -> Any:
         if not before and not after:
             continue
         dim = len(shape) - 1 - index
-        outer, inner = math.prod(shape[:dim]), math.prod(shape[dim + 1 :])
-        parts = [x.reshape(outer, shape[dim], inner)]
+        # What lies behind is no dimension of its own if it is one element.
+        outer, inner = math.prod(shape[:dim]), [math.prod(shape[dim + 1 :])]
+        inner = inner if inner != [1] else []
+        parts = [x.reshape(outer, shape[dim], *inner)]
         for size, place in ((before, 0), (after, 2)):
-            fill = torch.full((outer, size, inner), value, device=x.device)
+            fill = torch.full((outer, size, *inner), value, device=x.device)
             parts[place:place] = [fill] if size else []
         shape[dim] += before + after
         x = torch.cat(parts, 1)

@@ -21,7 +21,7 @@ _FIRST: Final = 2
 def has_phases(geometry: Geometry) -> bool:
     """Whether `by_phases` takes a convolution."""
     is_plain = geometry.groups == 1 and all(step == 1 for step in geometry.dilation)
-    return is_plain and not geometry.is_dense
+    return is_plain and not geometry.is_dense and not geometry.at_once
 
 
 def by_phases(grad: Tensor, sizes: Pair, weight: Tensor, geometry: Geometry) -> Tensor:

@@ -23,12 +23,16 @@ slices."""
 @final
 @dataclass(frozen=True)
 class Geometry:
-    """How a 2-D convolution slides over its input."""
+    """How a 2-D convolution slides over its input.
+
+    `at_once` gathers all that it sees by one operator, for a target that is better at that.
+    """
 
     stride: Pair
     padding: Pair
     dilation: Pair
     groups: int
+    at_once: bool = False
 
     @property
     def is_dense(self) -> bool:
@@ -86,7 +90,13 @@ def windows(
     is_wide = x.shape[1] >= _LEAST_CHANNELS and geometry.groups == 1
     is_large = x.shape[0] * seen[0] * seen[1] >= weight.shape[0]
     kind: type[Windows] = _AtOnce
-    if is_wide and is_large and geometry.is_dense and height * width > 1:
+    if (
+        is_wide
+        and is_large
+        and geometry.is_dense
+        and height * width > 1
+        and not geometry.at_once
+    ):
         lost = geometry.dilation[0] * (height - 1)
         kind = _ByShifts if lost <= _MOST_LOST * seen[0] else _ByRows
     return kind((height, width), geometry, is_flipped)
@@ -102,20 +112,15 @@ class _AtOnce(Windows):
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         parts = weight.reshape(weight.shape[0], -1)
-        return product(self._gather(x), parts, self.geometry.groups)
+        turns = not self.geometry.at_once
+        return product(self._seen(x), parts, self.geometry.groups, turns=turns)
 
     def weight_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
-        found = correlation(grad, self._gather(x), self.geometry.groups)
+        found = correlation(grad, self._seen(x), self.geometry.groups)
         return found.reshape(found.shape[0], -1, *self.kernel)
 
-    def _gather(self, x: Tensor) -> Tensor:
-        height, width = self.kernel
-        count, channels = height * width, x.shape[1]
-        if count == 1 and self.geometry.is_dense and not any(self.geometry.padding):
-            return x
-        one_hot = torch.eye(count).flip(0) if self.is_flipped else torch.eye(count)
-        filters = one_hot.reshape(count, 1, height, width).repeat(channels, 1, 1, 1)
-        return replace(self.geometry, groups=channels).convolve(x, filters)
+    def _seen(self, x: Tensor) -> Tensor:
+        return gather(x, self.kernel, self.geometry, is_flipped=self.is_flipped)
 
 
 @dataclass(frozen=True)
@@ -192,20 +197,36 @@ class _ByShifts(_SideBySide):
         return self._join(found, grad.shape[1])
 
 
+def gather(
+    x: Tensor, kernel: Sequence[int], geometry: Geometry, *, is_flipped: bool = False
+) -> Tensor:
+    """Returns the windows of x [n, c, h, w], [n, c*kh*kw, out_h, out_w]: the taps innermost."""
+    height, width = (int(size) for size in kernel)
+    count, channels = height * width, x.shape[1]
+    if count == 1 and geometry.is_dense and not any(geometry.padding):
+        return x
+    one_hot = torch.eye(count).flip(0) if is_flipped else torch.eye(count)
+    filters = one_hot.reshape(count, 1, height, width).repeat(channels, 1, 1, 1)
+    return replace(geometry, groups=channels).convolve(x, filters)
+
+
 def as_rows(x: Tensor) -> Tensor:
     """Returns the pixels of x [n, c, h, w] as rows [n*h*w, c]."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
-def product(x: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
-    """Multiplies the pixels of x [n, m, h, w] by weights [o, m/groups]: [n, o, h, w]."""
+def product(x: Tensor, weight: Tensor, groups: int = 1, *, turns: bool = True) -> Tensor:
+    """Multiplies the pixels of x [n, m, h, w] by weights [o, m/groups]: [n, o, h, w].
+
+    `turns` may multiply the weights by the pixels instead: a target packs the right operand,
+    and that should be the smaller one.
+    """
     n, _, height, length = x.shape
     outputs, inner = weight.shape
     rows = as_rows(x)
     if groups == 1:
-        # The right operand is packed: that should be the smaller one.
-        is_large = len(rows) >= outputs
-        found = rows @ weight.t() if is_large else (weight @ rows.t()).t()
+        is_turned = turns and len(rows) < outputs
+        found = (weight @ rows.t()).t() if is_turned else rows @ weight.t()
     else:
         split = rows.reshape(-1, groups, inner).permute(1, 0, 2)
         filters = weight.reshape(groups, outputs // groups, inner).permute(0, 2, 1)
