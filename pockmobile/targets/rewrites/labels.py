@@ -1,6 +1,6 @@
 """Writes what picks or puts one number of a row as a comparison with the row's positions.
 
-Targets without `where` multiply by what the comparison yields, as ones and zeros.
+Targets without `where` multiply by ones and zeros, which the host puts there.
 """
 
 from typing import Any
@@ -25,24 +25,31 @@ def scatter(x: Tensor, dim: int, index: Tensor, values: Tensor) -> Any:
 
 def gather_finite(x: Tensor, dim: int, index: Tensor, **_: Any) -> Any:
     """Sums x, which must be finite, times 1 at the label's place and 0 elsewhere."""
-    chosen = _chosen(x, dim, index)
-    if chosen is None:
+    if not _is_one_a_row(x, dim, index):
         return NotImplemented
-    return (x * chosen.to(x.dtype)).sum(-1, keepdim=True)
+    return (x * _one_hot(x, index)).sum(-1, keepdim=True)
 
 
 def scatter_into_zeros(x: Tensor, dim: int, index: Tensor, values: Tensor | float) -> Any:
     """Multiplies a row's value by 1 at the label's place and 0 elsewhere; x is zero."""
-    chosen = _chosen(x, dim, index)
-    if chosen is None or (isinstance(values, Tensor) and values.shape != index.shape):
+    if not _is_one_a_row(x, dim, index):
         return NotImplemented
-    return chosen.to(x.dtype) * values
+    if isinstance(values, Tensor):
+        return NotImplemented if values.shape != index.shape else _one_hot(x, index) * values
+    return NotImplemented if values == 1.0 else _one_hot(x, index) * values
+
+
+def _one_hot(x: Tensor, index: Tensor) -> Tensor:
+    return torch.zeros_like(x).scatter(-1, index, 1.0)
 
 
 def _chosen(x: Tensor, dim: int, index: Tensor) -> Tensor | None:
     """Returns where a row's label is; None if there is not one label for each row."""
-    is_last = dim % x.dim() == x.dim() - 1
-    if not is_last or index.shape != (*x.shape[:-1], 1):
+    if not _is_one_a_row(x, dim, index):
         return None
     places = torch.arange(x.shape[-1], dtype=index.dtype, device=index.device)
     return index == places
+
+
+def _is_one_a_row(x: Tensor, dim: int, index: Tensor) -> bool:
+    return dim % x.dim() == x.dim() - 1 and index.shape == (*x.shape[:-1], 1)
