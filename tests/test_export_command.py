@@ -302,7 +302,8 @@ def test_the_commands_stand_under_one_name(
     assert __main__.main(["exprot"]) == 2
     assert (
         capsys.readouterr().err
-        == "error: no command 'exprot': expected analyze, export, forecast, inspect, personalize\n"
+        == "error: no command 'exprot': expected analyze, export, forecast, inspect, "
+        "personalize\n"
     )
 
 
