@@ -101,6 +101,7 @@ def test_the_defaults(
         "split": False,
         "frozen_weights": "fp32",
         "memory_budget": None,
+        "loss_chunk": None,
         "name": "model",
     }
     output, errors = capsys.readouterr()
@@ -301,7 +302,8 @@ def test_the_commands_stand_under_one_name(
     assert __main__.main(["exprot"]) == 2
     assert (
         capsys.readouterr().err
-        == "error: no command 'exprot': expected analyze, export, inspect, personalize\n"
+        == "error: no command 'exprot': expected analyze, export, forecast, inspect, "
+        "personalize\n"
     )
 
 
