@@ -121,8 +121,8 @@ def test_memory_falls_by_the_logits_and_int8_learns_as_float32(tmp_path: Path) -
             ("evaluate", LOGITS - 6 * CHUNK),
         ):
             assert needs(whole, name) - needs(program, name) > saved
-    # The table and the head, each a quarter of what it was.
-    assert rounded.manifest.frozen_bytes < 0.4 * cut.manifest.frozen_bytes
+    # The table and the head, each a quarter of what it was, and a scale for each 16 numbers.
+    assert rounded.manifest.frozen_bytes < 0.45 * cut.manifest.frozen_bytes
     curves = []
     for program in (cut, rounded):
         program.save(tmp_path / "llama.pte")
