@@ -164,8 +164,8 @@ class Lambda(nn.Module):
         return self.function(x)
 
 
-def _distances(x: Tensor) -> Tensor:
-    return torch.cdist(x, x.repeat(2, 1)[:8])
+def _taken(x: Tensor) -> Tensor:
+    return x + torch.take(x, torch.arange(8))
 
 
 def _inverse(x: Tensor) -> Tensor:
@@ -186,16 +186,16 @@ OPERATORS = {
         f"no kernel for aten.linalg_inv_ex.default (from layer, {LINE}), "
         f"aten._linalg_check_errors.default (from layer, {LINE})" + ANYWAY,
     ),
-    "sort": (
-        Lambda(lambda x: x.sort(-1)[0]),
-        f"no kernel for aten.sort.default (from layer, {LINE})" + ANYWAY,
+    "running product": (
+        Lambda(lambda x: x.cumprod(-1)),
+        f"no kernel for aten.cumprod.default (from layer, {LINE})" + ANYWAY,
     ),
-    "distances": (
-        Lambda(_distances),
-        f"no kernel for aten._cdist_backward.default (from layer, {LINE})" + IN_TRAINING,
+    "elements taken": (
+        Lambda(_taken),
+        f"no kernel for aten.put.default (from layer, {LINE})" + IN_TRAINING,
     ),
-    "convolution in 3D": (
-        nn.Sequential(nn.Unflatten(1, (1, 2, 2, 2)), nn.Conv3d(1, 1, 1), nn.Flatten()),
+    "transposed convolution in 3D": (
+        nn.Sequential(nn.Unflatten(1, (1, 2, 2, 2)), nn.ConvTranspose3d(1, 1, 1), nn.Flatten()),
         "the runtime's aten.convolution.default takes 1 or 2 dimensions, not 3, as in layer.1",
     ),
 }
@@ -203,7 +203,8 @@ OPERATORS = {
 
 @pytest.mark.parametrize(
     ("name", "target"),
-    [(name, "portable") for name in OPERATORS] + [("sort", "xnnpack"), ("inverse", "xnnpack")],
+    [(name, "portable") for name in OPERATORS]
+    + [("running product", "xnnpack"), ("inverse", "xnnpack")],
 )
 def test_an_operator_that_the_runtime_lacks(name: str, target: str) -> None:
     from pockmobile import compile
@@ -224,10 +225,10 @@ def test_what_comes_before_the_training_may_lack_a_gradient() -> None:
 
 def test_the_command_says_which_operator(tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "model.pt2"
-    model = Around(OPERATORS["sort"][0])
+    model = Around(OPERATORS["running product"][0])
     torch.export.save(torch.export.export(model, (torch.randn(4, 8),)), path)
     line = refused(capsys, path, status=1)
-    assert "no kernel for aten.sort.default (from layer, " in line
+    assert "no kernel for aten.cumprod.default (from layer, " in line
 
 
 # What a session is handed

@@ -163,7 +163,7 @@ def _by_transposed_convolution(
     grad: Tensor, sizes: Pair, weight: Tensor, geometry: Geometry
 ) -> Tensor:
     if has_phases(geometry):
-        return by_phases(grad, sizes, weight, geometry)
+        return by_phases(grad, sizes, weight, geometry, is_frozen=True)
     stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
     extra = []
     for i in range(2):
@@ -187,7 +187,7 @@ def _by_windows(grad: Tensor, sizes: Pair, weight: Tensor, geometry: Geometry) -
     outputs, inner, *kernel = weight.shape
     groups = geometry.groups
     if has_phases(geometry):
-        return by_phases(grad, sizes, weight, geometry)
+        return by_phases(grad, sizes, weight, geometry, is_frozen=False)
     spread, dense = _spread(grad, sizes, kernel, geometry)
     if _is_depthwise(weight, groups):
         return _weighted(taps(spread, kernel, dense, is_flipped=True), weight)

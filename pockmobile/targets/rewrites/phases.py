@@ -24,16 +24,19 @@ def has_phases(geometry: Geometry) -> bool:
     return is_plain and not geometry.is_dense and not geometry.at_once
 
 
-def by_phases(grad: Tensor, sizes: Pair, weight: Tensor, geometry: Geometry) -> Tensor:
+def by_phases(
+    grad: Tensor, sizes: Pair, weight: Tensor, geometry: Geometry, *, is_frozen: bool
+) -> Tensor:
     """Returns the gradient [n, i, *sizes] from the output's gradient [n, o, h, w].
 
-    The weight is [o, i, kh, kw].
+    The weight is [o, i, kh, kw]; one that is frozen stays the right operand, which is packed
+    once.
     """
     outputs, inner, height, width = weight.shape
     down, right = geometry.stride
     places = [-(-(sizes[i] + geometry.padding[i]) // geometry.stride[i]) for i in range(2)]
     taps = weight.permute(2, 3, 1, 0).reshape(height * width * inner, outputs)
-    found = product(grad, taps)
+    found = product(grad, taps, turns=not is_frozen)
 
     def phase(first: int, second: int) -> Tensor:
         parts = [
