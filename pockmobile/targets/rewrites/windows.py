@@ -15,6 +15,9 @@ _LEAST_CHANNELS: Final = 16
 """Of an input whose windows are products of their own for each row of the kernel: with fewer,
 such a product is too narrow to be fast."""
 
+_LARGE: Final = 2**18
+"""Elements of a weight that is better read as it lies than packed."""
+
 _MOST_LOST: Final = 0.25
 """Of an input's height: where more of it is padding, products of all of it cost more than
 slices."""
@@ -225,7 +228,7 @@ def product(x: Tensor, weight: Tensor, groups: int = 1, *, turns: bool = True) -
     outputs, inner = weight.shape
     rows = as_rows(x)
     if groups == 1:
-        is_turned = turns and len(rows) < outputs
+        is_turned = turns and weight.numel() >= _LARGE and len(rows) < outputs
         found = (weight @ rows.t()).t() if is_turned else rows @ weight.t()
     else:
         split = rows.reshape(-1, groups, inner).permute(1, 0, 2)
