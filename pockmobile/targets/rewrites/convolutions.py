@@ -20,6 +20,7 @@ from pockmobile.targets.rewrites.windows import (
     Geometry,
     Pair,
     gather,
+    is_by_channel,
     pad,
     product,
     taps,
@@ -58,7 +59,7 @@ def _select(node: fx.Node, *, at_once: bool) -> Decomposition | None:
 def is_depthwise(node: fx.Node) -> bool:
     """Whether it is a convolution of each channel into one."""
     weight, (is_transposed, _, groups) = arguments(node)[1], arguments(node)[6:9]
-    return not is_transposed and _is_depthwise(value_of(weight), groups)
+    return not is_transposed and is_by_channel(value_of(weight), groups)
 
 
 def is_constant(node: Any) -> bool:
@@ -88,7 +89,7 @@ def _forward(at_once: bool) -> Decomposition:
         if transposed:
             # It is the input's gradient of the convolution that its weight would be.
             result = _by_windows(x, _upsampled(x, weight, geometry, extra), weight, geometry)
-        elif _is_depthwise(weight, groups):
+        elif is_by_channel(weight, groups):
             result = _weighted(taps(x, weight.shape[2:], geometry), weight)
         else:
             result = windows(x, weight, geometry).convolve(x, weight)
@@ -109,10 +110,6 @@ def _upsampled(x: Tensor, weight: Tensor, geometry: Geometry, extra: Pair) -> Pa
     ]
 
 
-def _is_depthwise(weight: Tensor, groups: int) -> bool:
-    return groups == weight.shape[0] and weight.shape[1] == 1
-
-
 def _weighted(under: Iterable[tuple[int, Tensor]], weight: Tensor) -> Tensor:
     """Sums what lies under each tap, [n, c, h, w], times the tap's weight of [c, 1, kh, kw]."""
     columns = weight.reshape(weight.shape[0], -1)
@@ -131,7 +128,7 @@ def _backward(is_frozen: bool, at_once: bool) -> Decomposition:
         if transposed:
             return NotImplemented
         geometry = Geometry(stride, padding, dilation, groups, at_once)
-        is_depthwise = _is_depthwise(weight, groups)
+        is_depthwise = is_by_channel(weight, groups)
         of_input = _input_gradient(is_depthwise, is_frozen, at_once)
         of_weight = _weight_gradient(is_depthwise, at_once)
         grad_x = of_input(grad, list(x.shape[2:]), weight, geometry) if mask[0] else None
@@ -162,7 +159,7 @@ def _weight_gradient(
 def _by_transposed_convolution(
     grad: Tensor, sizes: Pair, weight: Tensor, geometry: Geometry
 ) -> Tensor:
-    if has_phases(geometry):
+    if has_phases(weight, geometry):
         return by_phases(grad, sizes, weight, geometry, is_frozen=True)
     stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
     extra = []
@@ -186,10 +183,10 @@ def _by_flipped_filters(
 def _by_windows(grad: Tensor, sizes: Pair, weight: Tensor, geometry: Geometry) -> Tensor:
     outputs, inner, *kernel = weight.shape
     groups = geometry.groups
-    if has_phases(geometry):
+    if has_phases(weight, geometry):
         return by_phases(grad, sizes, weight, geometry, is_frozen=False)
     spread, dense = _spread(grad, sizes, kernel, geometry)
-    if _is_depthwise(weight, groups):
+    if is_by_channel(weight, groups):
         return _weighted(taps(spread, kernel, dense, is_flipped=True), weight)
     if groups == 1 and geometry.at_once:
         # The weight is turned once, and as a matrix for each output.

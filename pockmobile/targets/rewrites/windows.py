@@ -2,7 +2,7 @@
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias, final
 
@@ -41,6 +41,15 @@ class Geometry:
     def is_dense(self) -> bool:
         """Whether it slides by one."""
         return all(step == 1 for step in self.stride)
+
+    def steps(self, x: Tensor, kernel: Sequence[int]) -> list[int]:
+        """Returns the height and width of the output."""
+        return [
+            (x.shape[2 + i] + 2 * self.padding[i] - self.dilation[i] * (kernel[i] - 1) - 1)
+            // self.stride[i]
+            + 1
+            for i in range(2)
+        ]
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         """Returns the convolution."""
@@ -213,6 +222,11 @@ def gather(
     return replace(geometry, groups=channels).convolve(x, filters)
 
 
+def is_by_channel(weight: Tensor, groups: int) -> bool:
+    """Whether a weight takes each channel to one of its own."""
+    return groups == weight.shape[0] and weight.shape[1] == 1
+
+
 def as_rows(x: Tensor) -> Tensor:
     """Returns the pixels of x [n, c, h, w] as rows [n*h*w, c]."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
@@ -256,33 +270,41 @@ def taps(
 ) -> Iterator[tuple[int, Tensor]]:
     """Yields each tap of a depthwise kernel with what lies under it, [n, c, out_h, out_w].
 
-    Where it slides by one that is a slice. Else a depthwise convolution with one weight of 1
-    gathers it.
+    Where it strides, places that lie a stride apart are gathered first, by a depthwise
+    convolution with one weight of 1. So what lies under a tap is always a slice.
     """
     height, width = (int(size) for size in kernel)
-    count, channels = height * width, x.shape[1]
-    if count == 1 and geometry.is_dense and not any(geometry.padding):
-        yield 0, x
-    elif geometry.is_dense:
-        for tap, under in _slices(x, (height, width), geometry):
-            yield (count - 1 - tap if is_flipped else tap), under
-    else:
-        one_hot = torch.eye(count).flip(0) if is_flipped else torch.eye(count)
-        filters = one_hot.reshape(count, 1, 1, height, width)
-        for tap, one in enumerate(filters):
-            weight = one.expand(channels, 1, height, width)
-            yield tap, replace(geometry, groups=channels).convolve(x, weight)
-
-
-def _slices(
-    x: Tensor, kernel: tuple[int, int], geometry: Geometry
-) -> Iterator[tuple[int, Tensor]]:
-    padded, sizes = _padded(x, kernel, geometry)
     down, right = geometry.dilation
-    for j in range(kernel[1]):
-        column = padded.narrow(3, j * right, sizes[1])
-        for i in range(kernel[0]):
-            yield i * kernel[1] + j, column.narrow(2, i * down, sizes[0])
+    sizes, phase = geometry.steps(x, kernel), _phases(x, geometry)
+    for j in range(width):
+        first, across = divmod(j * right, geometry.stride[1])
+        for i in range(height):
+            above, along = divmod(i * down, geometry.stride[0])
+            column = _cut(phase(along, across), 3, first, sizes[1])
+            tap = i * width + j
+            yield (
+                (height * width - 1 - tap if is_flipped else tap),
+                _cut(column, 2, above, sizes[0]),
+            )
+
+
+def _phases(x: Tensor, geometry: Geometry) -> Callable[[int, int], Tensor]:
+    """Returns what gives the padded places from a row and column on, a stride apart."""
+    (above, left), channels = geometry.padding, x.shape[1]
+    if geometry.is_dense:
+        padded = pad(x, (left, left, above, above))
+        return lambda row, column: padded
+    gathering = replace(geometry, dilation=[1, 1], groups=channels)
+
+    def phase(row: int, column: int) -> Tensor:
+        last = torch.eye((row + 1) * (column + 1))[-1].reshape(1, 1, row + 1, column + 1)
+        return gathering.convolve(x, last.expand(channels, -1, -1, -1))
+
+    return phase
+
+
+def _cut(x: Tensor, dim: int, start: int, length: int) -> Tensor:
+    return x if x.shape[dim] == length else x.narrow(dim, start, length)
 
 
 def _padded(

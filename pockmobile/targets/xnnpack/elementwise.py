@@ -11,6 +11,7 @@ from torch import fx
 from pockmobile.graph.rewrite import shape_of
 from pockmobile.targets.xnnpack.emitter import Emit, Emitter, Operand
 from pockmobile.targets.xnnpack.layout import (
+    NHWC,
     Constant,
     Order,
     Value,
@@ -120,9 +121,10 @@ def _padded(operand: Operand, rank: int) -> Operand:
 
 
 def _leading_order(left: Operand, right: Operand) -> Order:
+    """Returns the larger one's order; of equals, one with channels innermost is preferred."""
     values = [operand for operand in (left, right) if isinstance(operand, Value)]
     assert values, "a constant operator that was not folded"
-    return max(values, key=lambda value: value.numel).order
+    return max(values, key=lambda value: (value.numel, value.order == NHWC)).order
 
 
 def _in_order(emitter: Emitter, operand: Operand, order: Order) -> Operand:

@@ -96,18 +96,27 @@ def viewed(value: Value, shape: Sequence[int]) -> tuple[tuple[int, ...], Order] 
     """Returns storage and order in which the same memory is a view of `shape`, if there are.
 
     Dimensions that merge must lie beside one another in memory, and in the graph's order.
+    Those of size one, which may grow, stay beside the one before, but channels stay innermost.
     """
     groups = matching_groups(value.shape, shape)
     positions = {dim: index for index, dim in enumerate(significant(value.order, value.shape))}
-    placed: list[tuple[int, list[int]]] = []
+    placed: list[tuple[float, list[int]]] = []
     for old, new in groups:
         spots = [positions[dim] for dim in old if value.shape[dim] != 1]
         if spots != list(range(spots[0], spots[0] + len(spots))) if spots else False:
             return None
-        placed.append((spots[0] if spots else -1, new))
+        placed.append((_spot(spots, placed, len(positions)), new))
     placed.sort(key=lambda item: item[0])
     order = tuple(dim for _, new in placed for dim in new)
     return tuple(shape[dim] for dim in order), order
+
+
+def _spot(spots: Sequence[int], placed: Sequence[tuple[float, list[int]]], count: int) -> float:
+    """Returns where dimensions go that lie at `spots`, behind those that are `placed`."""
+    if spots:
+        return spots[-1]
+    before = placed[-1][0] if placed else -1
+    return before - 0.5 if before == count - 1 else before
 
 
 def regrouped(
