@@ -11,6 +11,7 @@ from pockmobile.passes.eliminate_common import EliminateCommon
 from pockmobile.passes.flatten_softmax import FlattenSoftmax
 from pockmobile.passes.fold_constants import FoldConstants
 from pockmobile.passes.fold_scale import FoldScale
+from pockmobile.passes.fold_trained_scale import FoldTrainedScale
 from pockmobile.passes.gather_log_softmax import GatherLogSoftmax
 from pockmobile.passes.mask_from_output import MaskFromOutput
 from pockmobile.passes.narrow_gradients import NarrowGradients
@@ -36,6 +37,7 @@ __all__ = [
     "FlattenSoftmax",
     "FoldConstants",
     "FoldScale",
+    "FoldTrainedScale",
     "GatherLogSoftmax",
     "MaskFromOutput",
     "NarrowGradients",

@@ -92,7 +92,7 @@ def _forward(at_once: bool) -> Decomposition:
         elif is_by_channel(weight, groups):
             result = _weighted(taps(x, weight.shape[2:], geometry), weight)
         else:
-            result = windows(x, weight, geometry).convolve(x, weight)
+            return windows(x, weight, geometry).convolve(x, weight, bias)
         return result if bias is None else result + bias.reshape(1, -1, 1, 1)
 
     return decompose

@@ -79,7 +79,7 @@ class Windows(ABC):
     is_flipped: bool
 
     @abstractmethod
-    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Returns x [n, i, h, w] convolved with a weight [o, i / groups, kh, kw]."""
 
     @abstractmethod
@@ -122,10 +122,10 @@ class _AtOnce(Windows):
     weight, which is read as it lies.
     """
 
-    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         parts = weight.reshape(weight.shape[0], -1)
         turns = not self.geometry.at_once
-        return product(self._seen(x), parts, self.geometry.groups, turns=turns)
+        return product(self._seen(x), parts, self.geometry.groups, turns=turns, bias=bias)
 
     def weight_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
         found = correlation(grad, self._seen(x), self.geometry.groups)
@@ -165,13 +165,13 @@ class _SideBySide(Windows):
 class _ByRows(_SideBySide):
     """Each row of the kernel multiplies its slice of them."""
 
-    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         outputs, rows = weight.shape[0], self._rows(weight)
         parts = [
             product(under, rows.narrow(0, i * outputs, outputs))
             for i, under in enumerate(self._slices(x))
         ]
-        return functools.reduce(torch.add, parts)
+        return _shifted(functools.reduce(torch.add, parts), bias)
 
     def weight_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
         parts = [correlation(grad, rows) for rows in self._slices(x)]
@@ -191,14 +191,14 @@ class _ByShifts(_SideBySide):
     input's borders are lost.
     """
 
-    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         row, height = self._row(x)
         found, outputs = product(row, self._rows(weight)), weight.shape[0]
         shifted = [
             found.narrow(1, i * outputs, outputs).narrow(2, start, height)
             for i, start in enumerate(self._starts())
         ]
-        return functools.reduce(torch.add, shifted)
+        return _shifted(functools.reduce(torch.add, shifted), bias)
 
     def weight_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
         row, height = self._row(x)
@@ -232,23 +232,37 @@ def as_rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
-def product(x: Tensor, weight: Tensor, groups: int = 1, *, turns: bool = True) -> Tensor:
+def product(
+    x: Tensor,
+    weight: Tensor,
+    groups: int = 1,
+    *,
+    turns: bool = True,
+    bias: Tensor | None = None,
+) -> Tensor:
     """Multiplies the pixels of x [n, m, h, w] by weights [o, m/groups]: [n, o, h, w].
 
-    `turns` may multiply the weights by the pixels instead: a target packs the right operand,
-    and that should be the smaller one.
+    A bias [o] is added. `turns` may multiply the weights by the pixels instead: a target
+    packs the right operand, and that should be the smaller one.
     """
     n, _, height, length = x.shape
     outputs, inner = weight.shape
     rows = as_rows(x)
     if groups == 1:
         is_turned = turns and weight.numel() >= _LARGE and len(rows) < outputs
-        found = (weight @ rows.t()).t() if is_turned else rows @ weight.t()
+        if bias is not None and not is_turned:
+            found, bias = torch.addmm(bias, rows, weight.t()), None
+        else:
+            found = (weight @ rows.t()).t() if is_turned else rows @ weight.t()
     else:
         split = rows.reshape(-1, groups, inner).permute(1, 0, 2)
         filters = weight.reshape(groups, outputs // groups, inner).permute(0, 2, 1)
         found = torch.bmm(split, filters).permute(1, 0, 2)
-    return found.reshape(n, height, length, outputs).permute(0, 3, 1, 2)
+    return _shifted(found.reshape(n, height, length, outputs).permute(0, 3, 1, 2), bias)
+
+
+def _shifted(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x if bias is None else x + bias.reshape(1, -1, 1, 1)
 
 
 def correlation(grad: Tensor, x: Tensor, groups: int = 1) -> Tensor:

@@ -14,6 +14,7 @@ from pockmobile.passes import (
     EliminateCommon,
     FlattenSoftmax,
     FoldConstants,
+    FoldTrainedScale,
     GatherLogSoftmax,
     Pass,
     RoundTables,
@@ -59,6 +60,7 @@ class Xnnpack(Target):
         tables = () if self.frozen_weights == "fp32" else (RoundTables(_rounded),)
         return (
             *tables,
+            FoldTrainedScale(),
             SumRows(self.views),
             GatherLogSoftmax(),
             FlattenSoftmax(),
