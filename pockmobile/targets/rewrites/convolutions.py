@@ -246,10 +246,12 @@ def _resized(x: Tensor, dim: int, start: int, length: int) -> Tensor:
 
 
 def _by_each_tap(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    n, channels, height, width = grad.shape
     under = taps(x, weight.shape[2:], geometry)
-    sums = {tap: (value * grad).sum([0, 2, 3]) for tap, value in under}
-    ordered = [sums[tap].reshape(1, -1) for tap in sorted(sums)]
-    return torch.cat(ordered).t().reshape(weight.shape)
+    means = {tap: (value * grad).mean([2, 3]) for tap, value in under}
+    # What is left to do for an image is done for all taps at once.
+    images = torch.cat([means[tap] for tap in sorted(means)]).reshape(-1, n, channels)
+    return (images.mean(1) * (n * height * width)).t().reshape(weight.shape)
 
 
 def _by_all_taps(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:

@@ -32,6 +32,11 @@ _NEAR: Final = 32
 """Operators after which what was transposed is transposed again, lest it be kept for long."""
 
 
+def is_cut(node: fx.Node) -> bool:
+    """Whether a node is a run of a dimension."""
+    return node.target is torch.ops.aten.slice_copy.Tensor
+
+
 @final
 class Emitter:
     """Emits one delegate.
@@ -57,6 +62,7 @@ class Emitter:
         self._table = table
         self._constants = constants
         self._values: dict[fx.Node, Operand] = {}
+        self._waiting: set[fx.Node] = set()
         self._modules: list[str] = []
         self._moved: dict[tuple[int, tuple[int, ...], Order], tuple[int, int]] = {}
 
@@ -66,9 +72,19 @@ class Emitter:
         self._values[node] = Value(self.blob.input(shape), shape, identity(len(shape)))
 
     def add(self, node: fx.Node) -> None:
-        """Emits a node."""
+        """Emits a node; one that is only cut again waits until it is needed whole."""
+        if is_cut(node) and all(is_cut(user) for user in node.users):
+            self._waiting.add(node)
+        else:
+            self._emit(node)
+
+    def _emit(self, node: fx.Node) -> None:
         self._values[node] = self._table[node.target](self, node)
         self._mark(node)
+
+    def is_waiting(self, node: fx.Node) -> bool:
+        """Whether a node of this delegate was not emitted yet."""
+        return node in self._waiting and node not in self._values
 
     def add_output(self, node: fx.Node) -> None:
         """Makes a node an output of the delegate, in the graph's own order."""
@@ -94,6 +110,8 @@ class Emitter:
         """Returns a node's value, which may be smaller than the node where it is expanded."""
         if node in self._constants:
             return Constant(self._constants[node])
+        if self.is_waiting(node):
+            self._emit(node)
         return self._values[node]
 
     def operand(self, node: fx.Node) -> Operand:

@@ -8,7 +8,7 @@ import torch
 from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as schema
 from torch import fx
 
-from pockmobile.graph.rewrite import shape_of
+from pockmobile.graph.rewrite import arguments, shape_of
 from pockmobile.targets.xnnpack.blob import NO_VALUE
 from pockmobile.targets.xnnpack.emitter import Emit, Emitter, Operand
 from pockmobile.targets.xnnpack.layout import (
@@ -21,6 +21,9 @@ from pockmobile.targets.xnnpack.layout import (
 )
 
 _aten = torch.ops.aten
+
+_SMALL: Final = 2**16
+"""Elements that are rather transposed once than cut across at each place."""
 
 
 def _view(emitter: Emitter, node: fx.Node) -> Operand:
@@ -49,11 +52,19 @@ def _expand(emitter: Emitter, node: fx.Node) -> Operand:
 
 
 def _slice(emitter: Emitter, node: fx.Node) -> Operand:
-    operand = emitter.operand(node.args[0])  # type: ignore[arg-type]
+    """Cuts a run of a dimension; of what was itself cut, all dimensions at once."""
+    source, starts = node, dict.fromkeys(range(len(shape_of(node))), 0)
+    while source is node or emitter.is_waiting(source):
+        source, dim, start = arguments(source)[:3]
+        starts[dim] += start
+    operand = emitter.operand(source)
     assert isinstance(operand, Value)
-    dim, start = int(node.args[1]), int(node.args[2])  # type: ignore[arg-type]
+    innermost = operand.order[-1]
+    if shape_of(node)[innermost] == 1 < operand.shape[innermost] and operand.numel <= _SMALL:
+        # One number of each row; what is left of the rows is then known without axes of one.
+        operand = emitter.in_order(operand, (innermost, *operand.order[:-1]))
     result = emitter.new(shape_of(node), operand.order)
-    offsets = [start if axis == dim else 0 for axis in operand.order]
+    offsets = [starts[axis] for axis in operand.order]
     emitter.blob.node(
         schema.XNNStaticSlice(
             len(offsets), offsets, list(result.storage), emitter.defined(operand), result.id, 0
