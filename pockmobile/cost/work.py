@@ -66,9 +66,7 @@ def load_of(
     operators = [
         node
         for node in graph.nodes
-        if node.op == "call_function"
-        and node not in constants
-        and node.target not in target.views
+        if node.op == "call_function" and node not in constants and target.moves(node)
     ]
     total: Counter[Work] = Counter()
     for node in operators:
@@ -136,7 +134,7 @@ def constant_nodes(graph: JointGraph) -> set[fx.Node]:
 
 def root(node: fx.Node, target: Target) -> fx.Node:
     """Returns the node where a result lies."""
-    while node.target in target.views:
+    while node.op == "call_function" and not target.moves(node):
         node = node.all_input_nodes[0]
     return node
 

@@ -82,6 +82,10 @@ class Target(ABC):
     views: frozenset[Any]
     """The operators whose result lies where their input lies: they move nothing."""
 
+    def moves(self, node: fx.Node) -> bool:
+        """Whether an operator runs, and its result has a place of its own."""
+        return node.target not in self.views
+
     @abstractmethod
     def options(self) -> Mapping[str, object]:
         """Returns what was chosen for the target, as the manifest tells it."""

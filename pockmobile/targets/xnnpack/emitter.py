@@ -32,9 +32,9 @@ _NEAR: Final = 32
 """Operators after which what was transposed is transposed again, lest it be kept for long."""
 
 
-def is_cut(node: fx.Node) -> bool:
-    """Whether a node is a run of a dimension."""
-    return node.target is torch.ops.aten.slice_copy.Tensor
+def is_cut_again(node: fx.Node) -> bool:
+    """Whether a node is a run of a dimension, of which only runs are read."""
+    return all(part.target is torch.ops.aten.slice_copy.Tensor for part in (node, *node.users))
 
 
 @final
@@ -73,7 +73,7 @@ class Emitter:
 
     def add(self, node: fx.Node) -> None:
         """Emits a node; one that is only cut again waits until it is needed whole."""
-        if is_cut(node) and all(is_cut(user) for user in node.users):
+        if is_cut_again(node):
             self._waiting.add(node)
         else:
             self._emit(node)

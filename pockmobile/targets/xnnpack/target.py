@@ -25,6 +25,7 @@ from pockmobile.targets.delegate import lower_delegates
 from pockmobile.targets.rewrites.convolutions import select_convolution
 from pockmobile.targets.xnnpack.decompositions import select, select_label, select_number
 from pockmobile.targets.xnnpack.delegate import compiler
+from pockmobile.targets.xnnpack.emitter import is_cut_again
 from pockmobile.targets.xnnpack.quantize import Precision, quantized
 from pockmobile.targets.xnnpack.support import refusal
 
@@ -74,6 +75,10 @@ class Xnnpack(Target):
             EliminateCommon(),
             Decompose("convolutions", select_convolution),
         )
+
+    def moves(self, node: fx.Node) -> bool:
+        """Whether an operator runs; what is only cut again is not cut before."""
+        return super().moves(node) and not is_cut_again(node)
 
     def delegates(self, node: fx.Node, constants: Container[fx.Node]) -> bool:
         """Whether XNNPACK takes an operator, of whose inputs `constants` are frozen."""
