@@ -104,11 +104,15 @@ PASSES: Final = (
     "mask-from-output",
     "narrow-gradients",
     "gather-log-softmax",
+    "sum-rows",
+    "fold-trained-scale",
     "reorder-for-memory",
 )
 """The passes that can be left out: what they make is a better program, not a right one."""
 _WITHOUT: Final = tuple(
-    Variant(f"ours-without-{name}", "ours", "plan", without=name) for name in PASSES
+    Variant(f"{ours}-without-{name}", "ours", trains, without=name)
+    for name in PASSES
+    for ours, trains in (("ours", "plan"), ("ours-full", "full"))
 )
 _PARTS: Final[tuple[Trained, ...]] = ("full", "last", "head")
 _PARTLY: Final = tuple(
