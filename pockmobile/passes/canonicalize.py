@@ -166,6 +166,10 @@ def _select(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 def _reversed(graph: fx.Graph, node: fx.Node) -> fx.Node:
     right, left, alpha = (*arguments(node), 1)[:3]
+    if alpha == 1 and value_of(right).is_floating_point():
+        shape = [1] if shape_of(right) else []
+        number = call(graph, _aten.full.default, shape, left, dtype=value_of(node).dtype)
+        return call(graph, _aten.sub.Tensor, number, right)
     negative = call(graph, _aten.neg.default, right)
     scaled = negative if alpha == 1 else call(graph, _aten.mul.Tensor, negative, alpha)
     return call(graph, _aten.add.Tensor, scaled, left)

@@ -47,7 +47,10 @@ X = {"x": torch.randn(2, 3, 4)}
         (lambda x: aten.clone.default(aten.neg.default(x)), ["neg(x)"]),
         (lambda x: aten.mul.Scalar(x, 2), ["mul(x, 2)"]),
         (lambda x: aten.add.Scalar(x, 2, 3), ["add(x, 2, alpha=3)"]),
-        (lambda x: aten.rsub.Scalar(x, 2), ["neg(x)", "add(neg_default, 2)"]),
+        (
+            lambda x: aten.rsub.Scalar(x, 2),
+            ["full([1], 2, dtype=torch.float32)", "sub(full_default, x)"],
+        ),
         (
             lambda x: aten.rsub.Scalar(x, 2, 3),
             ["neg(x)", "mul(neg_default, 3)", "add(mul_tensor, 2)"],

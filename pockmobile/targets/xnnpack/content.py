@@ -30,7 +30,9 @@ class Content:
         if value.is_meta:
             size = value.numel() * value.element_size()
             return Content(str(memory_of(value)), size, None, value)
-        data = value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        # A view of one number may have any stride.
+        flat = value.contiguous().as_strided((value.numel(),), (1,))
+        data = flat.view(torch.uint8).numpy().tobytes()
         return Content(hashlib.sha256(data).hexdigest(), len(data), data)
 
     @staticmethod
