@@ -33,6 +33,7 @@ from pockmobile.graph.rewrite import OPTIMIZER
 from pockmobile.models.keyboard import keyboard_lm
 from pockmobile.optim import SGD
 from pockmobile.targets import Qnn
+from pockmobile.targets.qnn.target import PRECISIONS
 from scripts.benchmark.encoder import Encoder
 from tests.eager import Eager
 from tests.parity_cases import SUBJECTS, Subject, model_of, plan_of
@@ -42,6 +43,7 @@ MOST_LOSS_ERROR: Final = 0.02
 PLANS: Final = ("sparse", "slices", "full")
 _NO_GRADIENT: Final = 1e-5
 """The share of the largest gradient below which one is rounding alone (attention's keys)."""
+_NUM_OF_CALIBRATION: Final = 8
 _LARGE_RATE: Final = 2.0**20
 """So large that what a step subtracts exceeds a weight, or its rounding counts for nothing."""
 
@@ -80,6 +82,7 @@ class Result:
 
     subject: str
     plan: str
+    precision: str
     cpu_seconds_to_compile: float
     seconds_a_step: float
     num_bytes: int
@@ -101,20 +104,22 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, help="results, JSON lines")
     parser.add_argument("--steps", type=int, default=20, help="training steps (default: 20)")
     parser.add_argument("--subjects", nargs="+", default=list(_CASES), choices=list(_CASES))
+    parser.add_argument("--precision", default="fp16", choices=PRECISIONS)
     parser.add_argument("--plans", nargs="+", default=list(PLANS), choices=PLANS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     done = _read(arguments.output)
     for plan in arguments.plans:
         for subject in arguments.subjects:
-            if (subject, plan) not in done:
-                result = _run(subject, plan, arguments.steps)
-                done[subject, plan] = result
+            key = subject, plan, arguments.precision
+            if key not in done:
+                result = done[key] = _run(*key, arguments.steps)
                 with arguments.output.open("a", encoding="utf-8") as file:
                     print(json.dumps(asdict(result)), file=file, flush=True)
     for result in done.values():
         print(
-            f"{result.subject:13}{result.plan:8}likeness {result.least_likeness:.5f} "
+            f"{result.subject:13}{result.plan:8}{result.precision:6}"
+            f"likeness {result.least_likeness:.5f} "
             f"(of weights {result.likeness_of_weights:.5f}, "
             f"in eager {result.likeness_in_eager:.5f})  "
             f"loss {100 * result.loss_error:.2f} %  compiled in "
@@ -129,7 +134,7 @@ def _is_near(result: Result) -> bool:
     return result.least_likeness >= LEAST_LIKENESS and result.loss_error <= MOST_LOSS_ERROR
 
 
-def _run(name: str, plan: str, num_steps: int) -> Result:
+def _run(name: str, plan: str, precision: str, num_steps: int) -> Result:
     torch.manual_seed(0)
     subject, rule = _CASES[name], SGD()
     # With statistics that matter: float16 loses what shrinks from layer to layer.
@@ -138,7 +143,11 @@ def _run(name: str, plan: str, num_steps: int) -> Result:
     batches = [subject.batch(generator) for _ in range(num_steps)]
     start = time.process_time()
     program = pockmobile.compile(
-        model, batches[0][:1], batches[0][1:], plan=plan_of(subject, plan), target=Qnn()
+        model,
+        batches[0][:1],
+        batches[0][1:],
+        plan=plan_of(subject, plan),
+        target=_target(subject, precision),
     )
     compiled = time.process_time() - start
     print(f"{name} {plan}: compiled in {compiled:.0f} CPU s", flush=True)
@@ -151,6 +160,7 @@ def _run(name: str, plan: str, num_steps: int) -> Result:
     return Result(
         name,
         plan,
+        precision,
         compiled,
         trained.seconds_a_step,
         len(program.buffer),
@@ -165,6 +175,15 @@ def _run(name: str, plan: str, num_steps: int) -> Result:
         _least_like(trained.changes_in_eager, trained.sums_in_eager)[1],
         trained.loss_error,
     )
+
+
+def _target(subject: Subject, precision: str) -> Qnn:
+    """Returns the target, calibrated with batches that are trained on later no more."""
+    if precision == "fp16":
+        return Qnn()
+    generator = torch.Generator().manual_seed(3)
+    batches = [subject.batch(generator) for _ in range(_NUM_OF_CALIBRATION)]
+    return Qnn(precision=precision, calibration=batches, calibration_lr=subject.lr)
 
 
 @dataclass(frozen=True)
@@ -246,12 +265,12 @@ def _cosine(left: Tensor, right: Tensor) -> float:
     return float(cosine_similarity(*pair, dim=0, eps=1e-30))
 
 
-def _read(path: Path) -> dict[tuple[str, str], Result]:
+def _read(path: Path) -> dict[tuple[str, str, str], Result]:
     if not path.exists():
         return {}
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     results = [Result(**{**record, "outside": tuple(record["outside"])}) for record in records]
-    return {(result.subject, result.plan): result for result in results}
+    return {(result.subject, result.plan, result.precision): result for result in results}
 
 
 if __name__ == "__main__":

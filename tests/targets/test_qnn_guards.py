@@ -136,4 +136,6 @@ def test_the_report_names_what_is_inside(session: pockmobile.Session) -> None:
     assert delegate.backend == "QnnBackend"
     assert delegate.num_bytes > 10_000
     assert delegate.operators["aten.convolution.default"] >= 5
-    assert session.manifest.target_options == {"soc": "SM8650", "loss_scale": 256.0}
+    assert session.manifest.target_options == {
+        "soc": "SM8650", "precision": "fp16", "loss_scale": 256.0
+    }  # fmt: skip
