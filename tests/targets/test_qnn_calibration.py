@@ -103,5 +103,11 @@ def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
         Qnn(**options)
 
 
+def test_the_report_calls_it_an_experiment() -> None:
+    options = Qnn(precision="int16", calibration=BATCHES).options()
+    assert options["experimental"] is True
+    assert options["calibration_batches"] == len(BATCHES)
+
+
 def test_float16_is_enough_for_an_older_chip() -> None:
     assert Qnn(soc="SM8450").options()["precision"] == "fp16"

@@ -6,14 +6,8 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from pockmobile.targets.qnn.quantization import (
-    RANGE_KEY,
-    Range,
-    affine,
-    quantize,
-    range_of,
-    symmetric,
-)
+from pockmobile.targets.qnn.encodings import RANGE_KEY, Range, affine, range_of, symmetric
+from pockmobile.targets.qnn.quantization import quantize
 
 aten = torch.ops.aten
 _STEP: Final = 65535

@@ -80,5 +80,5 @@ def test_what_is_delegated_can_be_told_without_the_libraries() -> None:
     method = program.manifest.methods["train_step"]
     assert method.num_partitions == 1
     reasons = {operator.reason for operator in method.outside}
-    assert "float16 is too coarse for the optimizer, which stays on the CPU" in reasons
+    assert "16 bits are too coarse for the optimizer, which stays on the CPU" in reasons
     assert not any("convolution" in operator.operator for operator in method.outside)

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from pockmobile.errors import UsageError, nearest
 from pockmobile.graph import JointGraph, Role
 from pockmobile.graph.rewrite import shape_of, value_of
-from pockmobile.targets.qnn.quantization import Range, range_of
+from pockmobile.targets.qnn.encodings import Range, range_of
 
 Ranges: TypeAlias = Mapping[str, Range]
 """The range of each float32 value of a graph, by its node's name."""

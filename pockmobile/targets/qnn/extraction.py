@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pockmobile.graph.rewrite import shape_of
-from pockmobile.targets.qnn.quantization import RANGE_KEY
+from pockmobile.targets.qnn.encodings import RANGE_KEY
 
 _aten = torch.ops.aten
 

@@ -3,7 +3,7 @@
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, TypeAlias, final
+from typing import Any, Final, final
 
 import torch
 
@@ -12,49 +12,23 @@ import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx
 
 from pockmobile.graph.rewrite import arguments
+from pockmobile.targets.qnn.encodings import (
+    RANGE_KEY,
+    Encoding,
+    affine,
+    ends_of,
+    range_of,
+    symmetric,
+)
 
 _aten = torch.ops.aten
 _QUANTIZE: Final = torch.ops.quantized_decomposed.quantize_per_tensor.default
 _DEQUANTIZE: Final = torch.ops.quantized_decomposed.dequantize_per_tensor.default
 
-RANGE_KEY: Final = "range"
-"""Where a node keeps the least and the largest number that was measured of it."""
-
-
-@final
-class Range(NamedTuple):
-    """Between which numbers a value lies; `is_open` if some of it stands for -infinity."""
-
-    low: float
-    high: float
-    is_open: bool = False
-
-    def joined(self, other: "Range") -> "Range":
-        """Returns the range of both."""
-        ends = min(self.low, other.low), max(self.high, other.high)
-        return Range(*ends, self.is_open or other.is_open)
-
-
-def range_of(value: Tensor) -> Range:
-    """Returns the range of a tensor; what stands for infinity does not count."""
-    finite = value[value.abs() < _INFINITE]
-    is_open = bool((value <= -_INFINITE).any())
-    if not finite.numel():
-        return Range(0.0, 0.0, is_open)
-    low, high = torch.aminmax(finite)
-    return Range(float(low), float(high), is_open)
-
-
-Encoding: TypeAlias = tuple[float, int, int, int, torch.dtype]
-"""Scale, zero point, least and largest whole number, and the type that holds them."""
-
-_INFINITE: Final = 1e30
 _BELOW: Final = 32.0
 """So far below all others is what stands for -infinity: its exponential is nothing."""
 _MARGIN: Final = 1.5
 """What is not constant may go so much further than it did in the calibration."""
-_LEVELS: Final = 65535
-_LIMIT_16: Final = torch.iinfo(torch.int16).max
 _LIMIT_32: Final = torch.iinfo(torch.int32).max
 _LARGEST_BIAS: Final = 2**29
 """The products are added to it in 32 bits, so there must be room for them."""
@@ -78,19 +52,6 @@ _ALIKE: Final = frozenset({_aten.cat.default, _aten.where.self})
 """What QNN gets wrong if its operands are encoded otherwise than its result."""
 _PRODUCTS: Final = frozenset({_aten.bmm.default, _aten.convolution.default, _aten.mm.default})
 """What QNN multiplies in 16 bits if the second factor's zero is in the middle."""
-
-
-def affine(low: float, high: float) -> Encoding:
-    """Returns the encoding of the numbers from `low` to `high`, and of zero, exactly."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = (high - low or 1.0) / _LEVELS
-    # ExecuTorch's name of unsigned numbers of 16 bits.
-    return scale, round(-low / scale), 0, _LEVELS, torch.int32
-
-
-def symmetric(low: float, high: float) -> Encoding:
-    """Returns the encoding whose zero is in the middle."""
-    return (max(-low, high) or 1.0) / _LIMIT_16, 0, -_LIMIT_16, _LIMIT_16, torch.int16
 
 
 def quantize(module: fx.GraphModule) -> fx.GraphModule:
@@ -141,7 +102,7 @@ class _Writer:
             if not _is_bias(node, user):
                 readers.setdefault(_encoding_in(node, user, value), []).append(user)
         for encoding, users in readers.items():
-            own = self._constant(value.clamp(*_ends(encoding)), before=node)
+            own = self._constant(value.clamp(*ends_of(encoding)), before=node)
             self._replace(node, self._rounded(own, encoding), users)
 
     def _add_numbers(self, node: fx.Node) -> None:
@@ -184,7 +145,7 @@ class _Writer:
         _, second, *rest = node.args
         encoding = _encoding_of(second)
         if encoding[-1] != torch.int16:
-            node.update_arg(1, self._rounded(second, symmetric(*_ends(encoding))))
+            node.update_arg(1, self._rounded(second, symmetric(*ends_of(encoding))))
         if node.target is _aten.convolution.default and rest[0] is not None:
             self._add_bias(node)
 
@@ -249,12 +210,6 @@ def _encoding_for(node: fx.Node) -> Encoding:
     least, most = _bounds(node)
     low = low * margin - (_BELOW if is_open else 0.0)
     return affine(max(low, least), min(high * margin, most))
-
-
-def _ends(encoding: Encoding) -> tuple[float, float]:
-    """Returns the least and the largest number of an encoding."""
-    scale, zero, low, high, _ = encoding
-    return (low - zero) * scale, (high - zero) * scale
 
 
 def _bounds(node: fx.Node) -> tuple[float, float]:

@@ -25,15 +25,15 @@ from pockmobile.targets.delegate import lower_delegates
 from pockmobile.targets.qnn.calibration import Ranges, as_batches, check_batches, measure
 from pockmobile.targets.qnn.decompositions import select
 from pockmobile.targets.qnn.delegate import compiler
+from pockmobile.targets.qnn.encodings import RANGE_KEY
 from pockmobile.targets.qnn.guards import check_one_delegate
-from pockmobile.targets.qnn.quantization import RANGE_KEY
 from pockmobile.targets.qnn.socs import chipset_of
 from pockmobile.targets.qnn.support import refusal, refusal_in_int16
 from pockmobile.targets.rewrites.convolutions import select_at_once
 
 _aten = torch.ops.aten
 
-_OPTIMIZER: Final = "float16 is too coarse for the optimizer, which stays on the CPU"
+_OPTIMIZER: Final = "16 bits are too coarse for the optimizer, which stays on the CPU"
 _ROUNDED: Final = "gradients leave the delegate in float32"
 PRECISIONS: Final = ("fp16", "int16")
 
@@ -45,8 +45,8 @@ class Qnn(Target):
 
     The optimizer's arithmetic stays on the CPU, in float32: in 16 bits small updates vanish.
     `soc` is a system on a chip that ExecuTorch names. `loss_scale` keeps small gradients from
-    vanishing in float16. Without `compiles` the delegate is cut
-    out but left empty, which needs none of Qualcomm's libraries: for a report.
+    vanishing in float16. Without `compiles` the delegate is cut out but left empty, which
+    needs none of Qualcomm's libraries: for a report.
 
     `precision` is `fp16`, or, as an experiment, `int16`: whole numbers, 65,536 of them between
     the least and the largest number that a value had while the program trained on the
@@ -94,6 +94,7 @@ class Qnn(Target):
             return chosen
         return {
             **chosen,
+            "experimental": True,
             "calibration_batches": len(self.calibration),
             "calibration_lr": self.calibration_lr,
         }
