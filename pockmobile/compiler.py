@@ -184,9 +184,10 @@ def compile(
     )
     rewritten = _rewrite(joint, others, recipe, progress)
     progress("lower")
-    lowered = chosen_target.share(
+    ready = chosen_target.calibrated(rewritten.graphs)
+    lowered = ready.share(
         {
-            method: chosen_target.lower(graph, method=method)
+            method: ready.lower(graph, method=method)
             for method, graph in rewritten.graphs.items()
         }
     )

@@ -18,6 +18,7 @@ from pockmobile.options.analysis import (
     find,
     inputs_of,
     read_data,
+    read_examples,
 )
 from pockmobile.options.common import (
     add_model_options,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from pockmobile.loading.models import LoadedModel
     from pockmobile.plan import UpdatePlan
     from pockmobile.planner import Examples, Findings
+    from pockmobile.targets.qnn.calibration import Batch
 
 _DESCRIPTION: Final = """\
 Turn a PyTorch model into one .pte file that trains, evaluates and predicts on the phone.
@@ -246,7 +248,11 @@ def _compile(
         plan=plan,
         optimizer=optimizer_of(options),
         clip_norm=options.clip_norm,
-        target=target_of(options, dry_run=options.dry_run),
+        target=target_of(
+            options,
+            dry_run=options.dry_run,
+            calibration=_calibration(options, loaded, batch),
+        ),
         predict_batch_size=options.predict_batch_size,
         split=options.split,
         frozen_weights=options.frozen_weights,
@@ -255,6 +261,23 @@ def _compile(
         name=loaded.name,
         progress=progress,
     )
+
+
+def _calibration(
+    options: argparse.Namespace, loaded: "LoadedModel", batch: "ExampleBatch | Examples"
+) -> "list[Batch]":
+    """Returns the whole batches of the file that calibrates, if there is one."""
+    if options.calibration is None or options.dry_run:
+        return []
+    from torch import arange
+
+    from pockmobile.targets.qnn.calibration import Batch
+
+    size = len(next(iter((*batch.args, *batch.kwargs.values()))))
+    examples = read_examples(options, options.calibration, loaded, size)
+    starts = range(0, examples.num_examples - size + 1, size)
+    parts = [examples.select(arange(start, start + size)) for start in starts]
+    return [Batch(part.args, part.targets, part.kwargs) for part in parts]
 
 
 if __name__ == "__main__":

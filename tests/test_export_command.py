@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -184,7 +185,7 @@ def test_optimizers(
             "int4 needs --target xnnpack, found portable",
         ),
         ("--frozen-weights int2", "invalid choice: 'int2'"),
-        ("--precision fp16", "--precision needs --target coreml, found xnnpack"),
+        ("--precision fp16", "--precision needs --target coreml or qnn, found xnnpack"),
         ("--target portable --ios 17", "--ios needs --target coreml, found portable"),
         ("--target coreml --loss-scale 8", "--loss-scale needs --precision fp16"),
         ("--target coreml --ios 14", "argument --ios: invalid choice: 14"),
@@ -326,6 +327,22 @@ def test_a_dry_run_for_qnn_compiles_nothing_and_writes_nothing(
         (["--loss-scale", "8"], "--loss-scale needs --target coreml or qnn, found xnnpack"),
         (["--target", "qnn", "--ios", "17"], "--ios needs --target coreml, found qnn"),
         (["--target", "qnn", "--soc", "X"], "unknown SoC 'X'"),
+        (
+            ["--target", "qnn", "--precision", "fp32"],
+            "--target qnn has --precision fp16 or int16, found fp32",
+        ),
+        (
+            ["--target", "coreml", "--precision", "int16"],
+            "--target coreml has --precision fp32 or fp16, found int16",
+        ),
+        (
+            ["--target", "qnn", "--precision", "int16"],
+            "--precision int16 needs --calibration FILE, with examples of two batches at least",
+        ),
+        (
+            ["--target", "qnn", "--calibration", "x.npz"],
+            "--calibration needs --target qnn --precision int16",
+        ),
     ],
 )
 def test_options_of_targets(
@@ -333,6 +350,30 @@ def test_options_of_targets(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     assert export.main([str(model), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_calibration_is_read_in_the_programs_batches(
+    model: Path, compiler: FakeCompiler, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export.main([str(model), "--quiet"]) == 0
+    (x,), rows = compiler.inputs, len(compiler.inputs[0])
+    file = tmp_path / "task.npz"
+    command = [str(model), "--target", "qnn", "--precision", "int16", "--quiet"]
+    command += ["--calibration", str(file), "--calibration-lr", "0.5"]
+    for num_rows in (3 * rows - 1, rows):
+        inputs, labels = torch.randn(num_rows, *x.shape[1:]), torch.arange(num_rows) % 2
+        np.savez(file, inputs.numpy(), target=labels.numpy())
+        status = export.main(command)
+        if num_rows > rows:
+            assert status == 0
+            target = compiler.options["target"]
+            assert target == Qnn(precision="int16", calibration=[0, 0], calibration_lr=0.5)
+            first, second = target.calibration
+            assert torch.equal(second.inputs[0], inputs[rows : 2 * rows])
+            assert torch.equal(first.targets[0], labels[:rows])
+    assert status == 2
+    message = "needs 2 batches of examples at least to calibrate, found 1"
     assert message in capsys.readouterr().err
 
 

@@ -146,6 +146,7 @@ def inputs_of(options: argparse.Namespace) -> dict[str, Path | None]:
         "the model": options.path,
         "the data": options.data,
         "the evaluation data": options.eval_data,
+        "the calibration": getattr(options, "calibration", None),
     }
 
 
@@ -173,9 +174,9 @@ def read_data(options: argparse.Namespace, loaded: "LoadedModel") -> TaskData:
     from pockmobile.loading.examples import own_batch_size
 
     batch_size = options.batch_size or own_batch_size(loaded)
-    train = _examples(options, options.data, loaded, batch_size)
+    train = read_examples(options, options.data, loaded, batch_size)
     if options.eval_data is not None:
-        evaluation = _examples(options, options.eval_data, loaded, batch_size)
+        evaluation = read_examples(options, options.eval_data, loaded, batch_size)
     else:
         train, evaluation = train.split(options.seed)
     if train.num_examples < batch_size:
@@ -186,9 +187,14 @@ def read_data(options: argparse.Namespace, loaded: "LoadedModel") -> TaskData:
     return TaskData(train, evaluation, batch_size)
 
 
-def _examples(
+def read_examples(
     options: argparse.Namespace, path: Path, loaded: "LoadedModel", batch_size: int
 ) -> "Examples":
+    """Returns all examples of a file as the model takes them, with their targets.
+
+    Raises:
+        UsageError: they do not fit the model, or have no targets.
+    """
     from torch import int64
 
     from pockmobile.loading.examples import all_examples

@@ -19,7 +19,7 @@ from pockmobile.passes.prune import Prune
 from pockmobile.passes.recompute import Recompute
 from pockmobile.passes.remove_noops import RemoveNoops
 from pockmobile.passes.reorder_for_memory import ReorderForMemory
-from pockmobile.passes.round_gradients import RoundGradients, computed_in_half
+from pockmobile.passes.round_gradients import RoundGradients, computed_in_half, is_rounding
 from pockmobile.passes.round_tables import RoundTables
 from pockmobile.passes.scatter_last import ScatterLast
 from pockmobile.passes.split_one_hot import SplitOneHot
@@ -55,5 +55,6 @@ __all__ = [
     "SpreadPowers",
     "SumRows",
     "computed_in_half",
+    "is_rounding",
     "run_passes",
 ]

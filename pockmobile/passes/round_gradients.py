@@ -68,6 +68,11 @@ def computed_in_half(graph: JointGraph) -> set[fx.Node]:
     return found
 
 
+def is_rounding(node: fx.Node) -> bool:
+    """Whether a node rounds a gradient to float16."""
+    return node.target is _aten._to_copy.default and value_of(node).dtype == torch.float16
+
+
 _RESULTS: Final = (Role.LOSS, Role.METRIC, Role.OUTPUT)
 
 

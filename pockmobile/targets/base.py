@@ -105,6 +105,13 @@ class Target(ABC):
     def delegates(self, node: fx.Node, constants: Container[fx.Node]) -> bool:
         """Whether a delegate takes an operator, of whose inputs `constants` are frozen."""
 
+    def calibrated(self, graphs: Mapping[str, JointGraph]) -> "Target":
+        """Returns the target with what it measures on each method's graph before lowering.
+
+        By default it measures nothing.
+        """
+        return self
+
     @abstractmethod
     def lower(self, graph: JointGraph, *, method: str = "forward") -> LoweredMethod:
         """Returns the graph with its delegates compiled, as `method` of a program."""

@@ -11,6 +11,7 @@ from pockmobile import qualcomm
 from pockmobile.graph import JointGraph
 from pockmobile.targets.base import LoweredMethod
 from pockmobile.targets.qnn import Qnn
+from pockmobile.targets.qnn.calibration import LEAST_BATCHES, Batch, Observer
 from tests.passes.graphs import NO_TENSORS, trace
 from tests.targets.running import execute, rewritten
 
@@ -24,11 +25,22 @@ def lower(graph: JointGraph) -> LoweredMethod:
     return Qnn().lower(graph, method="method")
 
 
+def lower_in_int16(graph: JointGraph, inputs: Sequence[Tensor]) -> LoweredMethod:
+    """Returns the graph with its delegate in 16 bits, calibrated with its very inputs."""
+    batch = Batch(tuple(inputs), ())
+    observer = Observer(graph)
+    observer.run_on({}, batch, 0.0)
+    ranges = {"method": observer.ranges}
+    target = Qnn(precision="int16", calibration=[batch] * LEAST_BATCHES, ranges=ranges)
+    return target.lower(graph, method="method")
+
+
 def check_on_simulator(
     function: Callable[..., Any],
     *inputs: Tensor,
     constants: dict[str, Tensor] | None = None,
     tolerance: float = 2e-2,
+    precision: str = "fp16",
 ) -> LoweredMethod:
     """Asserts that the Hexagon simulator computes what eager PyTorch does, and all of it.
 
@@ -44,7 +56,7 @@ def check_on_simulator(
 
     names = {f"x{index}": value for index, value in enumerate(inputs)}
     graph = rewritten(trace(named, names, constants=constants or NO_TENSORS), Qnn())
-    lowered = lower(graph)
+    lowered = lower(graph) if precision == "fp16" else lower_in_int16(graph, inputs)
     assert {item.operator for item in lowered.outside} <= _OF_WHOLE_NUMBERS, lowered.outside
     found = execute(graph, lowered, list(inputs))
     expected = results(*inputs, *(constants or {}).values())

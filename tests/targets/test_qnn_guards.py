@@ -9,7 +9,12 @@ from torch import Tensor, nn
 import pockmobile
 from pockmobile.errors import UnsupportedOperatorError, UsageError
 from pockmobile.targets import Qnn
-from pockmobile.targets.qnn.guards import Signature, check_signature, order_outputs
+from pockmobile.targets.qnn.guards import (
+    Signature,
+    check_rounded,
+    check_signature,
+    order_outputs,
+)
 from tests.parity_cases import SUBJECTS, model_of
 from tests.passes.graphs import trace
 from tests.targets.qnn import check_on_simulator, needs_libraries
@@ -53,6 +58,14 @@ def test_a_blob_must_return_what_its_program_does() -> None:
         check_signature(program, _signature(["sub", "mul"]))
     with pytest.raises(AssertionError, match=r"None in the place of .*output_sub@0"):
         check_signature(program, _signature(["mul"]))
+
+
+def test_a_value_that_stays_a_float_among_whole_numbers_is_refused() -> None:
+    message = (
+        r"QNN has no int16 for add\.Tensor, mul\.Tensor, sub\.Tensor; choose precision fp16"
+    )
+    with pytest.raises(UnsupportedOperatorError, match=message):
+        check_rounded(_program())
 
 
 @needs_libraries
@@ -136,4 +149,6 @@ def test_the_report_names_what_is_inside(session: pockmobile.Session) -> None:
     assert delegate.backend == "QnnBackend"
     assert delegate.num_bytes > 10_000
     assert delegate.operators["aten.convolution.default"] >= 5
-    assert session.manifest.target_options == {"soc": "SM8650", "loss_scale": 256.0}
+    assert session.manifest.target_options == {
+        "soc": "SM8650", "precision": "fp16", "loss_scale": 256.0
+    }  # fmt: skip

@@ -53,6 +53,41 @@ def test_elementwise_operators(x: Tensor) -> None:
     check_on_simulator(lambda x: [function(x) for function in ELEMENTWISE.values()], x)
 
 
+def test_elementwise_operators_in_int16(x: Tensor) -> None:
+    """Nearer to eager PyTorch than float16 is; but its logarithm is 0, and so refused."""
+    functions = [function for name, function in ELEMENTWISE.items() if name != "log"]
+    check_on_simulator(
+        lambda x: [function(x) for function in functions],
+        x,
+        tolerance=5e-3,
+        precision="int16",
+    )
+
+
+def test_what_qnn_gets_wrong_in_int16(x: Tensor) -> None:
+    """Unless rows keep their table's encoding, and a bias leaves room for the products."""
+    tokens, weight = torch.tensor([[2, 0], [2, 1]]), torch.rand(6, 4, 1, 1) * 0.01
+
+    def function(x: Tensor, image: Tensor, tokens: Tensor, table: Tensor, *rest: Tensor) -> Any:
+        rows = nn.functional.embedding(tokens, table)
+        return [x * 2.0, rows + 0.0, nn.functional.conv2d(image, *rest)]
+
+    table = torch.linspace(-1.0, 1.0, 24).reshape(3, 8)
+    table[0] *= 9.0
+    constants = {"weight": weight, "bias": torch.linspace(-3.0, 3.0, 6)}
+    image = torch.rand(2, 4, 8, 8) * 0.1
+    check_on_simulator(
+        function,
+        x,
+        image,
+        tokens,
+        table,
+        constants=constants,
+        tolerance=5e-3,
+        precision="int16",
+    )
+
+
 def test_two_operands_and_broadcasting(x: Tensor) -> None:
     row = torch.rand(8) + 0.5
 
@@ -225,7 +260,8 @@ def test_trained_convolutions() -> None:
     check_on_simulator(function, x, *grads, *weights, tolerance=5e-2)
 
 
-def test_pooling_with_its_gradient() -> None:
+@pytest.mark.parametrize("precision", ["fp16", "int16"])
+def test_pooling_with_its_gradient(precision: str) -> None:
     from pockmobile.capture.pooling import max_pool2d_with_indices_backward
 
     def function(x: Tensor, grad: Tensor) -> list[Tensor]:
@@ -237,4 +273,4 @@ def test_pooling_with_its_gradient() -> None:
     torch.manual_seed(0)
     # Numbers that float16 holds, so that it finds the same maxima.
     x = torch.randperm(2 * 3 * 64).reshape(2, 3, 8, 8).float()
-    check_on_simulator(function, x, torch.randn(2, 3, 4, 4))
+    check_on_simulator(function, x, torch.randn(2, 3, 4, 4), precision=precision)

@@ -13,7 +13,7 @@ from pockmobile import qualcomm
 from pockmobile.errors import MissingLibraryError
 from pockmobile.targets.qnn import Qnn
 from pockmobile.targets.qnn.extraction import extract, input_shape
-from pockmobile.targets.qnn.support import OPERATORS, refusal
+from pockmobile.targets.qnn.support import OPERATORS, refusal, refusal_in_int16
 from pockmobile.targets.rewrites.pads import is_symmetric, pad_by_joining
 from tests.passes.graphs import trace
 
@@ -115,3 +115,24 @@ def test_missing_libraries_are_told_before_anything_takes_long(
         )
     assert stages == []
     Qnn(compiles=False).check_ready()
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (torch.log, "QNN's logarithm of 16-bit numbers is 0"),
+        (lambda x: aten.clamp(x, 0.1, 2.0), "cuts 16-bit numbers off below 0"),
+        (
+            lambda x: aten.convolution(x, x, None, [1, 1], [0, 0], [2, 2], False, [0, 0], 1),
+            "a dilated convolution of 16-bit numbers wrong",
+        ),
+        (lambda x: aten.clamp(x, 0.1), None),
+        (lambda x: aten.clamp(x, 0.0, 1.0), None),
+        (lambda x: x + x, None),
+    ],
+)
+def test_what_float16_has_and_16_bit_numbers_have_not(
+    function: object, reason: str | None
+) -> None:
+    found = refusal_in_int16(_last(function, torch.rand(1, 1, 1, 1)))
+    assert found == reason if reason is None else reason in str(found)

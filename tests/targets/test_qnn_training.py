@@ -19,11 +19,17 @@ NUM_STEPS: Final = 3
 
 @needs_libraries
 @pytest.mark.parametrize(
-    ("subject", "plan", "optimizer"),
-    [("mlp", "full", "adamw"), ("residual_cnn", "full", "sgd"), ("tied_lm", "last:1", "sgd")],
+    ("subject", "plan", "optimizer", "precision"),
+    [
+        ("mlp", "full", "adamw", "fp16"),
+        ("residual_cnn", "full", "sgd", "fp16"),
+        ("tied_lm", "last:1", "sgd", "fp16"),
+        ("mlp", "full", "momentum", "int16"),
+        pytest.param("residual_cnn", "full", "sgd", "int16", marks=pytest.mark.slow),
+    ],
 )
 def test_training_follows_eager(
-    subject: str, plan: str, optimizer: str, tmp_path: Path
+    subject: str, plan: str, optimizer: str, precision: str, tmp_path: Path
 ) -> None:
     case, rule = SUBJECTS[subject], OPTIMIZERS[optimizer]
     generator = torch.Generator().manual_seed(0)
@@ -31,7 +37,12 @@ def test_training_follows_eager(
     inputs, labels = batches[0]
     model = copy.deepcopy(model_of(subject))
     program = pockmobile.compile(
-        model, (inputs,), (labels,), plan=plan, optimizer=rule, target=Qnn()
+        model,
+        (inputs,),
+        (labels,),
+        plan=plan,
+        optimizer=rule,
+        target=_target(subject, precision),
     )
     assert {method.num_partitions for method in program.manifest.methods.values()} == {1}
     program.save(tmp_path / "model.pte")
@@ -51,6 +62,15 @@ def test_training_follows_eager(
     torch.testing.assert_close(predicted, eager.output(inputs), rtol=2e-2, atol=2e-2)
 
 
+def _target(subject: str, precision: str) -> Qnn:
+    """Returns the target; what calibrates it is not what it is trained on."""
+    if precision == "fp16":
+        return Qnn()
+    case, generator = SUBJECTS[subject], torch.Generator().manual_seed(1)
+    batches = [case.batch(generator) for _ in range(4)]
+    return Qnn(precision=precision, calibration=batches, calibration_lr=case.lr)
+
+
 def test_what_is_delegated_can_be_told_without_the_libraries() -> None:
     case = SUBJECTS["residual_cnn"]
     batch = case.batch(torch.Generator().manual_seed(0))
@@ -60,5 +80,5 @@ def test_what_is_delegated_can_be_told_without_the_libraries() -> None:
     method = program.manifest.methods["train_step"]
     assert method.num_partitions == 1
     reasons = {operator.reason for operator in method.outside}
-    assert "float16 is too coarse for the optimizer, which stays on the CPU" in reasons
+    assert "16 bits are too coarse for the optimizer, which stays on the CPU" in reasons
     assert not any("convolution" in operator.operator for operator in method.outside)

@@ -37,7 +37,12 @@ from pockmobile.errors import UnsupportedOperatorError
 from pockmobile.graph.rewrite import value_of
 from pockmobile.targets.qnn.depthwise import Convolution
 from pockmobile.targets.qnn.extraction import input_shape
-from pockmobile.targets.qnn.guards import Signature, check_signature, order_outputs
+from pockmobile.targets.qnn.guards import (
+    Signature,
+    check_rounded,
+    check_signature,
+    order_outputs,
+)
 from pockmobile.targets.qnn.quiet import quiet
 from pockmobile.targets.qnn.socs import chipset_of
 
@@ -47,9 +52,11 @@ _MISTAKEN: Final = (RecomposeRmsNorm, RecomposePadMaxPool2d, RecomposePixelUnshu
 
 
 def compile_module(
-    module: nn.Module, inputs: Sequence[fx.Node], *, soc: str, method: str
+    module: nn.Module, inputs: Sequence[fx.Node], *, soc: str, method: str, is_rounded: bool
 ) -> tuple[bytes, Mapping[str, bytes]]:
     """Returns the delegate's bytes, and the options that the runtime gets beside them.
+
+    `is_rounded` says that the module's values are to be whole numbers.
 
     Raises:
         MissingLibraryError: Qualcomm's libraries are missing.
@@ -67,7 +74,11 @@ def compile_module(
         try:
             program = _in_qnn_dialect(exported, specs)
             order_outputs(program)
+            if is_rounded:
+                check_rounded(program)
             blob = _build(program, specs, method)
+        except UnsupportedOperatorError:
+            raise
         # Whatever its passes and builders stumble upon: AssertionError, KeyError and others.
         except Exception as error:
             raise UnsupportedOperatorError(

@@ -8,6 +8,7 @@ from torch import Tensor, fx
 from pockmobile.targets.delegate import Compile, Compiled
 from pockmobile.targets.portable import hash_and_size
 from pockmobile.targets.qnn.extraction import extract
+from pockmobile.targets.qnn.quantization import quantize
 
 if TYPE_CHECKING:
     from pockmobile.targets.qnn.target import Qnn
@@ -27,7 +28,14 @@ def compiler(target: "Qnn", constants: Mapping[fx.Node, Tensor], method: str) ->
             return Compiled(_BACKEND, b"", constant_bytes=frozen)
         from pockmobile.targets.qnn.compilation import compile_module
 
-        blob, options = compile_module(module, inputs, soc=target.soc, method=method)
+        is_rounded = target.precision == "int16"
+        blob, options = compile_module(
+            quantize(module) if is_rounded else module,
+            inputs,
+            soc=target.soc,
+            method=method,
+            is_rounded=is_rounded,
+        )
         return Compiled(_BACKEND, blob, constant_bytes=frozen, options=options)
 
     return compile_delegate

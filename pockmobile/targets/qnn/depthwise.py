@@ -5,13 +5,12 @@ from typing import Any, Final
 import executorch.backends.qualcomm.python.PyQnnManagerAdaptor as PyQnnManager
 import numpy as np
 from executorch.backends.qualcomm.builders import qnn_constants as qnn
-from executorch.backends.qualcomm.builders.node_visitor import QNN_TENSOR_TYPE_MAP, NodeVisitor
+from executorch.backends.qualcomm.builders.node_visitor import NodeVisitor
 from executorch.backends.qualcomm.builders.utils import is_parameter
 from torch import fx
 
 _NATIVE: Final = PyQnnManager.Qnn_TensorType_t.QNN_TENSOR_TYPE_NATIVE
 _NUMBERS: Final = PyQnnManager.Qnn_DataType_t.QNN_DATATYPE_UINT_32
-_PLAIN: Final = PyQnnManager.Qnn_QuantizationEncoding_t.QNN_QUANTIZATION_ENCODING_UNDEFINED
 _TURN: Final = (1, 2, 3, 0)
 """From the layout that ExecuTorch's passes give a weight, as if it were an image."""
 
@@ -31,12 +30,13 @@ class Convolution(NodeVisitor):  # type: ignore[misc]
         x, weight = node.args[:2]
         given = self.get_tensor(weight, node)
         turned = given.permute(_TURN)
+        encoding, encoded = self.get_quant_encoding_conf(weight, node)
         kernel = self.define_custom_tensor_wrapper(
             node_name=f"{node.name}_filter",
             tensor_type=_NATIVE,
-            dtype=QNN_TENSOR_TYPE_MAP[given.dtype],
-            quant_encoding=_PLAIN,
-            quant_configs={},
+            dtype=self.get_data_type(given, encoded),
+            quant_encoding=encoding,
+            quant_configs=encoded,
             dims=turned.size(),
             tensor=turned,
             is_fake_tensor=True,

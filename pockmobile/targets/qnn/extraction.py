@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pockmobile.graph.rewrite import shape_of
+from pockmobile.targets.qnn.encodings import RANGE_KEY
 
 _aten = torch.ops.aten
 
@@ -76,6 +77,8 @@ class _Writer:
                 self._matrices[node] = matrix
                 view = (matrix, shape_of(node))
                 self._memo[node] = self._graph.call_function(_aten.view_copy.default, view)
+            for copied in {matrix, self._memo[node]} if RANGE_KEY in node.meta else ():
+                copied.meta[RANGE_KEY] = node.meta[RANGE_KEY]
 
     def add(self, node: fx.Node) -> None:
         def operand(parent: fx.Node) -> fx.Node:

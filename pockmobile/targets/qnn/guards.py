@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from dataclasses import dataclass
 from typing import Final, final
 
-from torch import fx
+from executorch.backends.qualcomm.utils.constants import QCOM_QUANT_ATTRS
+from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from pockmobile.errors import UnsupportedOperatorError
@@ -106,6 +107,38 @@ def _with_sources(node: fx.Node, placed: Container[fx.Node]) -> list[fx.Node]:
         else:
             ordered[stack.pop()] = None
     return list(ordered)
+
+
+def check_rounded(program: ExportedProgram) -> None:
+    """Refuses a program in 16 bits some of whose values are floats after all.
+
+    QNN would not compile it, or compute it in another precision.
+
+    Raises:
+        UnsupportedOperatorError: it names the operators.
+    """
+    borders = ("quantize_per_tensor", "dequantize_per_tensor")
+    floats = [
+        node
+        for node in program.graph.nodes
+        if node.op in ("call_function", "placeholder") and _is_plain_float(node)
+    ]
+    found = {
+        user.target.__name__
+        for node in floats
+        for user in node.users
+        if user.op == "call_function" and not any(name in str(user.target) for name in borders)
+    }
+    if found:
+        raise UnsupportedOperatorError(
+            f"QNN has no int16 for {', '.join(sorted(found))}; choose precision fp16"
+        )
+
+
+def _is_plain_float(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    is_float = isinstance(value, Tensor) and value.is_floating_point()
+    return is_float and not node.meta.get(QCOM_QUANT_ATTRS)
 
 
 def check_signature(program: ExportedProgram, found: Signature) -> None:

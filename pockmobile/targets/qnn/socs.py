@@ -4,15 +4,16 @@ from typing import Any, Final
 
 from pockmobile.errors import UsageError, nearest
 
-_LEAST_FOR_FP16: Final = 69
-"""The Hexagon version that has float16; the simulator takes it for older ones all the same."""
+_LEAST: Final = {"fp16": 69, "int16": 73}
+"""The Hexagon version that has it; the simulator takes older ones for such all the same."""
+_CALLED: Final = {"fp16": "float16", "int16": "a product of 16-bit numbers"}
 
 
-def chipset_of(name: str) -> Any:
-    """Returns ExecuTorch's number of a system on a chip that computes in float16.
+def chipset_of(name: str, precision: str = "fp16") -> Any:
+    """Returns ExecuTorch's number of a system on a chip that computes in a precision.
 
     Raises:
-        UsageError: ExecuTorch does not name it, or its processor has no float16.
+        UsageError: ExecuTorch does not name it, or its processor has not that precision.
     """
     from executorch.backends.qualcomm.serialization import qc_schema
 
@@ -20,10 +21,11 @@ def chipset_of(name: str) -> Any:
     versions = {chip.name: int(info.htp_info.htp_arch) for chip, info in table.items()}
     if name not in versions:
         raise UsageError(f"unknown SoC {name!r}: {nearest(name, versions)}")
-    if versions[name] < _LEAST_FOR_FP16:
-        able = sorted(n for n, version in versions.items() if version >= _LEAST_FOR_FP16)
+    least = _LEAST[precision]
+    if versions[name] < least:
+        able = sorted(n for n, version in versions.items() if version >= least)
         raise UsageError(
-            f"SoC {name} has a Hexagon v{versions[name]}; float16 needs v{_LEAST_FOR_FP16}: "
+            f"SoC {name} has a Hexagon v{versions[name]}; {_CALLED[precision]} needs v{least}: "
             f"choose one of {', '.join(able)}, or target xnnpack"
         )
     return qc_schema.QcomChipset[name]

@@ -7,7 +7,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, fx
 
-from pockmobile.graph.rewrite import shape_of, value_of
+from pockmobile.graph.rewrite import arguments, shape_of, value_of
 from pockmobile.targets.qnn.decompositions import COMPARISONS, is_dilated_depthwise
 from pockmobile.targets.rewrites.convolutions import is_depthwise
 from pockmobile.targets.rewrites.pads import is_symmetric
@@ -94,6 +94,21 @@ def refusal(node: fx.Node, constants: Container[fx.Node]) -> str | None:
         return refusal(source, constants)
     check = _CHECKS.get(node.target)
     return _refuse_types(node) or (check(node, constants) if check else None)
+
+
+def refusal_in_int16(node: fx.Node) -> str | None:
+    """Returns why QNN does not take a node in 16-bit numbers that it takes in float16."""
+    if node.target is _aten.log.default:
+        return "QNN's logarithm of 16-bit numbers is 0"
+    if node.target is _aten.clamp.default and _is_window(*arguments(node)[1:]):
+        return "QNN cuts 16-bit numbers off below 0, not below a positive number"
+    if node.target is _aten.convolution.default and max(arguments(node)[5]) > 1:
+        return "QNN gets a dilated convolution of 16-bit numbers wrong"
+    return None
+
+
+def _is_window(least: float | None = None, most: float | None = None) -> bool:
+    return least is not None and least > 0 and most is not None
 
 
 def _refuse_types(node: fx.Node) -> str | None:
