@@ -117,6 +117,12 @@ def test_missing_libraries_are_told_before_anything_takes_long(
     Qnn(compiles=False).check_ready()
 
 
+def _chosen(x: Tensor, num_classes: int) -> Tensor:
+    """Returns the sum of what is chosen among classes, as a loss has it."""
+    row = x.expand(1, 1, 1, num_classes)
+    return torch.where(row > 0.5, row, 0.0 * row).sum([3])
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
@@ -126,6 +132,9 @@ def test_missing_libraries_are_told_before_anything_takes_long(
             lambda x: aten.convolution(x, x, None, [1, 1], [0, 0], [2, 2], False, [0, 0], 1),
             "a dilated convolution of 16-bit numbers wrong",
         ),
+        (lambda x: _chosen(x, 65), "the sum of a choice among over 64 16-bit numbers wrong"),
+        (lambda x: _chosen(x, 64), None),
+        (lambda x: x.expand(1, 1, 1, 3000).sum([3]), None),
         (lambda x: aten.clamp(x, 0.1), None),
         (lambda x: aten.clamp(x, 0.0, 1.0), None),
         (lambda x: x + x, None),

@@ -81,6 +81,8 @@ _REDUCTIONS: Final = (_aten.amax.default, _aten.mean.dim, _aten.argmax.default)
 _TRUTH: Final = "QNN's truth values stay inside the delegate"
 _LONGEST_SUM: Final = 2048
 """Beyond, float16 leaves out numbers when it counts."""
+_LONGEST_CHOICE: Final = 64
+"""So many classes were right on the simulator; 256 were not, when a loss was summed of them."""
 _MAX_RANK: Final = 5
 
 
@@ -100,11 +102,22 @@ def refusal_in_int16(node: fx.Node) -> str | None:
     """Returns why QNN does not take a node in 16-bit numbers that it takes in float16."""
     if node.target is _aten.log.default:
         return "QNN's logarithm of 16-bit numbers is 0"
+    if node.target is _aten.sum.dim_IntList and _is_long_choice(node):
+        return f"QNN gets the sum of a choice among over {_LONGEST_CHOICE} 16-bit numbers wrong"
     if node.target is _aten.clamp.default and _is_window(*arguments(node)[1:]):
         return "QNN cuts 16-bit numbers off below 0, not below a positive number"
     if node.target is _aten.convolution.default and max(arguments(node)[5]) > 1:
         return "QNN gets a dilated convolution of 16-bit numbers wrong"
     return None
+
+
+def _is_long_choice(node: fx.Node) -> bool:
+    """Whether each result is the sum of many numbers that `where` chose."""
+    source = node.all_input_nodes[0]
+    while source.target is _aten.view_copy.default:
+        source = source.all_input_nodes[0]
+    many = value_of(source).numel() > _LONGEST_CHOICE * value_of(node).numel()
+    return many and source.target is _aten.where.self
 
 
 def _is_window(least: float | None = None, most: float | None = None) -> bool:
