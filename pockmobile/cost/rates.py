@@ -11,12 +11,11 @@ RATES: Final[Mapping[str, Mapping[Work, float]]] = {
         Work.GROUPED: 4.02e-8,
     },
     "xnnpack": {
-        Work.DENSE: 7.17e-12,
-        # Convolutions in groups wait for memory, as all that is not a product.
-        Work.GROUPED: 0.0,
-        Work.PACKED: 2.4e-10,
-        Work.BYTES: 8.72e-12,
-        Work.OPERATORS: 3.12e-7,
+        Work.DENSE: 8.89e-12,
+        Work.GROUPED: 4.92e-12,
+        Work.PACKED: 8.2e-11,
+        Work.BYTES: 7.18e-12,
+        Work.OPERATORS: 1.91e-7,
     },
 }
 """Target -> seconds for each unit of work, on one thread of the machine of the README.
