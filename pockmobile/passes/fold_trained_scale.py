@@ -12,6 +12,7 @@ from pockmobile.graph import JointGraph
 from pockmobile.graph.rewrite import (
     arguments,
     call,
+    origin,
     replace_node,
     replace_results,
     shape_of,
@@ -130,9 +131,10 @@ def _fold(graph: fx.Graph, match: _Match) -> None:
     with graph.inserting_before(place):
         along = [outputs, *[1] * len(others)]
         factor = call(graph, _aten.view_copy.default, match.scale, along)
-        folded = call(graph, _MUL, weight, factor)
+        folded = call(graph, _MUL, factor, weight)
         bias = shift and call(graph, _aten.view_copy.default, shift, [outputs])
         result = call(graph, match.convolution.target, x, folded, bias, *rest)
+    result.meta.update(origin(match.convolution))
     _fold_backward(graph, match, folded, factor)
     replace_node(place, result)
 
@@ -150,13 +152,14 @@ def _fold_backward(graph: fx.Graph, match: _Match, folded: fx.Node, factor: fx.N
     dims = list(range(1, len(shape_of(weight))))
     with graph.inserting_before(first):
         made = call(graph, match.backward.target, match.grad, x, folded, *rest)
+        made.meta.update(origin(match.backward))
         results = [
             call(graph, operator.getitem, made, index) if is_asked else None
             for index, is_asked in enumerate(rest[-1])
         ]
         gradient = results[1]
         for item in match.sums:
-            product = call(graph, _MUL, weight, gradient)
+            product = call(graph, _MUL, gradient, weight)
             total = call(graph, _aten.sum.dim_IntList, product, dims)
             replace_node(item, call(graph, _aten.view_copy.default, total, shape_of(item)))
         results[1] = call(graph, _MUL, gradient, factor)

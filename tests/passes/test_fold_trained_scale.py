@@ -67,6 +67,8 @@ def test_the_weight_is_scaled_and_tells_the_scale_s_gradient(groups: int) -> Non
     folded = apply(FoldTrainedScale(), graph)
     # Gone are the scaled activations, the scaled gradient, and the scale's.
     assert _num_large(graph) - _num_large(folded) == 3
+    convolutions = [node for node in folded.nodes if "convolution" in str(node.target)]
+    assert {node.meta["module"] for node in convolutions} == {"0", "1"}
     assert_close(graph, folded, values, tolerance=1e-5)
 
 
