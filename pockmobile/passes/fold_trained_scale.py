@@ -141,9 +141,11 @@ def _fold(graph: fx.Graph, match: _Match) -> None:
 
 def _shifted(match: _Match) -> tuple[fx.Node, fx.Node | None]:
     """Returns the last of a convolution's scale and shift, and by what it shifts."""
-    users = list(match.scaled.users)
-    shifts = list(_by_channel(users[0], match.scaled, _aten.add.Tensor))
-    return (users[0], shifts[0]) if len(users) == 1 and shifts else (match.scaled, None)
+    if len(match.scaled.users) == 1:
+        (user,) = match.scaled.users
+        for shift in _by_channel(user, match.scaled, _aten.add.Tensor):
+            return user, shift
+    return match.scaled, None
 
 
 def _fold_backward(graph: fx.Graph, match: _Match, folded: fx.Node, factor: fx.Node) -> None:
