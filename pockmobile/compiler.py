@@ -310,7 +310,7 @@ def _emit(description: Description) -> Program:
 
     methods = {name: (m.graph, m.lowered) for name, m in description.methods.items()}
     train = description.methods["train_step"].graph
-    state = [torch.zeros(1)] if description.is_forecast else _initial_state(train)
+    state = [torch.zeros(1)] if description.is_forecast else [*train.initial_state().values()]
     buffer = lower_program(methods, state, write_manifest)
     manifest = written[-1]
     absent = manifest.frozen_bytes + _parameter_bytes(train) if description.is_forecast else 0
@@ -361,16 +361,6 @@ def resize(value: Any, batch_size: int) -> Any:
         return value
     repeats = -(-batch_size // value.shape[0])
     return value.repeat(repeats, *[1] * (value.dim() - 1))[:batch_size].contiguous()
-
-
-def _initial_state(train: JointGraph) -> Sequence[Tensor]:
-    """The parameters' values, and zeros for the optimizer's."""
-    pairs = zip(train.inputs, train.placeholders, strict=True)
-    return [
-        train.initial.get(port.name, torch.zeros(node.meta["val"].shape))
-        for port, node in pairs
-        if port.role in (Role.PARAMETER, Role.OPTIMIZER)
-    ]
 
 
 def _parameter_bytes(train: JointGraph) -> int:

@@ -10,6 +10,7 @@ import torch
 
 from pockmobile.artifact import manifest as m
 from pockmobile.graph import JointGraph, Port, Role
+from pockmobile.graph.joint import STATE
 from pockmobile.loss import Loss, TargetRange
 from pockmobile.optim import Optimizer
 from pockmobile.passes import PassRun
@@ -154,7 +155,7 @@ def _tensor(port: Port, value: torch.Tensor, description: Description | None) ->
 def _state(train: JointGraph, plan: UpdatePlan) -> tuple[m.StateEntry, ...]:
     entries = []
     for port, node in zip(train.inputs, train.placeholders, strict=True):
-        if port.role not in (Role.PARAMETER, Role.OPTIMIZER):
+        if port.role not in STATE:
             continue
         value = node.meta["val"]
         role: Any = "parameter" if port.role is Role.PARAMETER else port.slot
@@ -167,11 +168,7 @@ def _state(train: JointGraph, plan: UpdatePlan) -> tuple[m.StateEntry, ...]:
 
 def _state_bytes(train: JointGraph) -> int:
     pairs = zip(train.inputs, train.placeholders, strict=True)
-    values = [
-        node.meta["val"]
-        for port, node in pairs
-        if port.role in (Role.PARAMETER, Role.OPTIMIZER)
-    ]
+    values = [node.meta["val"] for port, node in pairs if port.role in STATE]
     return sum(value.numel() * value.element_size() for value in values)
 
 

@@ -24,6 +24,10 @@ class Role(StrEnum):
     GRADIENT = "gradient"
 
 
+STATE: Final = (Role.PARAMETER, Role.OPTIMIZER)
+"""The roles of what a training step takes and returns anew."""
+
+
 @final
 @dataclass(frozen=True)
 class Port:
@@ -83,6 +87,18 @@ class JointGraph:
         """Returns the outputs of a role, by port name, in order."""
         pairs = zip(self.outputs, self.results, strict=True)
         return {port.name: node for port, node in pairs if port.role is role}
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """Returns the state before the first step, by port name, in order.
+
+        It is the parameters' values, and zeros for the optimizer's tensors.
+        """
+        pairs = zip(self.inputs, self.placeholders, strict=True)
+        return {
+            port.name: self.initial.get(port.name, torch.zeros(node.meta["val"].shape))
+            for port, node in pairs
+            if port.role in STATE
+        }
 
     def copy(self) -> "JointGraph":
         """Returns a copy whose graph can be changed; constants are shared."""

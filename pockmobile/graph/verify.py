@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pockmobile.graph.joint import JointGraph, Role
+from pockmobile.graph.joint import STATE, JointGraph, Role
 
 _UNNAMED_ROLES = (Role.LOSS, Role.LEARNING_RATE)
 
@@ -43,5 +43,5 @@ def _verify_results(graph: JointGraph) -> None:
     for port, node in zip(graph.outputs, graph.results, strict=True):
         value = node.meta["val"]
         assert isinstance(value, Tensor), f"output {port.name} is no tensor"
-        if port.role in (Role.PARAMETER, Role.OPTIMIZER) and port.name in graph.initial:
+        if port.role in STATE and port.name in graph.initial:
             assert value.shape == graph.initial[port.name].shape, f"{port.name} changed shape"

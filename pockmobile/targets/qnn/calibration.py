@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from pockmobile.errors import UsageError, nearest
 from pockmobile.graph import JointGraph, Role
+from pockmobile.graph.joint import STATE
 from pockmobile.graph.rewrite import shape_of, value_of
 from pockmobile.targets.qnn.encodings import Range, range_of
 
@@ -16,7 +17,6 @@ Ranges: TypeAlias = Mapping[str, Range]
 """The range of each float32 value of a graph, by its node's name."""
 
 LEAST_BATCHES: Final = 2
-_STATE: Final = (Role.PARAMETER, Role.BUFFER, Role.OPTIMIZER)
 
 
 @final
@@ -113,7 +113,7 @@ def measure(
         encode = observers["encode"]
         batches = [Batch(tuple(encode.run_on({}, b, lr)), b.targets) for b in batches]
     train = graphs["train_step"]
-    before, state = _initial_state(train), _initial_state(train)
+    before = state = train.initial_state()
     for batch in batches:
         _, *updated = observers["train_step"].run_on(state, batch, lr)
         state = dict(zip(state, updated, strict=True))
@@ -124,16 +124,6 @@ def measure(
         for batch in _pieces(graphs["predict"], whole):
             observers["predict"].run_on(parameters, batch, lr)
     return {method: observer.ranges for method, observer in observers.items()}
-
-
-def _initial_state(train: JointGraph) -> dict[str, Tensor]:
-    """Returns the state at the start, by name, in the program's order."""
-    pairs = zip(train.inputs, train.placeholders, strict=True)
-    return {
-        port.name: train.initial.get(port.name, torch.zeros(shape_of(node)))
-        for port, node in pairs
-        if port.role in _STATE
-    }
 
 
 def _check_finite(state: Mapping[str, Tensor]) -> None:
@@ -179,7 +169,7 @@ class Observer(fx.Interpreter):
             Role.LEARNING_RATE: iter([torch.tensor(lr)]),
         }
         values = [
-            state[port.name] if port.role in _STATE else next(sources[port.role])
+            state[port.name] if port.role in STATE else next(sources[port.role])
             for port in self._joint.inputs
         ]
         with torch.no_grad():
