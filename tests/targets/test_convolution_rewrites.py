@@ -8,8 +8,10 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pockmobile.targets.rewrites import convolutions
+from pockmobile.targets.rewrites.blocks import seen
 from pockmobile.targets.rewrites.windows import Geometry, windows
 
 _TOLERANCE = 1e-12
@@ -42,6 +44,14 @@ def _cases() -> list[_Case]:
         _Case((3, 3), [2, 2], [1, 1], [1, 1], (6, 6), groups=6),
         _Case((1, 1), [2, 2], [0, 0], [1, 1], (16, 5)),
         _Case((1, 1), [2, 2], [1, 1], [1, 1], (16, 5)),
+        # Few channels, in blocks of which some are cropped, some filled up.
+        _Case((7, 7), [2, 2], [3, 3], [1, 1], (3, 8)),
+        _Case((5, 5), [2, 2], [0, 0], [1, 1], (4, 60)),
+        _Case((6, 6), [3, 3], [0, 0], [1, 1], (1, 8)),
+        _Case((6, 6), [2, 3], [2, 3], [1, 1], (3, 8)),
+        # A weight that is large beside a small image.
+        _Case((3, 3), [1, 1], [1, 1], [1, 1], (128, 240)),
+        _Case((3, 3), [2, 2], [1, 1], [1, 1], (128, 240)),
     ]
 
 
@@ -79,7 +89,7 @@ def test_a_trained_convolution_and_its_gradients_are_those_of_autograd(
 
 @pytest.mark.parametrize(
     ("height", "outputs", "name"),
-    [(24, 32, "_ByShifts"), (6, 32, "_ByRows"), (6, 300, "_AtOnce")],
+    [(24, 32, "_ByShifts"), (24, 64, "_ByRows"), (6, 32, "_ByRows"), (6, 300, "_AtOnce")],
 )
 def test_windows_are_gathered_as_costs_least(height: int, outputs: int, name: str) -> None:
     x, weight = torch.zeros(1, 16, height, height), torch.zeros(outputs, 16, 3, 3)
@@ -87,6 +97,30 @@ def test_windows_are_gathered_as_costs_least(height: int, outputs: int, name: st
     found = windows(x, weight, Geometry([1, 1], [1, 1], [1, 1], 1))
 
     assert type(found).__name__ == name
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "name"), [(3, 7, "_InBlocks"), (3, 3, "_AtOnce"), (8, 7, "_AtOnce")]
+)
+def test_few_channels_are_cut_into_blocks(channels: int, kernel: int, name: str) -> None:
+    x, weight = torch.zeros(1, channels, 24, 24), torch.zeros(8, channels, kernel, kernel)
+
+    found = seen(x, weight, Geometry([2, 2], [1, 1], [1, 1], 1))
+
+    assert type(found).__name__ == name
+
+
+def test_a_large_weight_is_never_turned() -> None:
+    x, weight = torch.zeros(2, 128, 6, 8), torch.zeros(240, 128, 3, 3)
+    rest = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False])
+
+    def gradient(grad: Tensor, weight: Tensor) -> Tensor:
+        return convolutions._backward(False, False)(grad, x, weight, None, *rest)[0]
+
+    graph = make_fx(gradient)(torch.zeros(2, 240, 6, 8), weight).graph
+
+    copies = [node for node in graph.nodes if node.target is torch.ops.aten.clone.default]
+    assert all(node.meta["val"].numel() < weight.numel() for node in copies)
 
 
 @contextmanager

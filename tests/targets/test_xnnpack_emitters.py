@@ -144,8 +144,10 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "depthwise, stride 2": ((4, 1, 3, 3), {"groups": 4, "padding": 1, "stride": 2}),
     "depthwise, twice": ((8, 1, 3, 3), {"groups": 4, "padding": 1}),
     "grouped": ((6, 2, 3, 3), {"groups": 2}),
+    "7x7, few channels, stride 2": ((8, 3, 7, 7), {"stride": 2, "padding": 3}),
     # With 16 channels or more, a trained kernel's windows are gathered row by row.
     "3x3, wide": ((18, 16, 3, 3), {"padding": 1}),
+    "3x3, wider": ((50, 16, 3, 3), {"padding": 1}),
     "3x3, wide, stride 2": ((18, 16, 3, 3), {"stride": 2, "padding": 1}),
     "5x3, wide, dilated": ((6, 20, 5, 3), {"dilation": 2, "padding": (3, 1)}),
     "1x3, wide": ((16, 17, 1, 3), {"padding": (2, 0)}),

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from pockmobile.graph.rewrite import arguments, shape_of, value_of
 from pockmobile.passes.decompose import Decomposition
+from pockmobile.targets.rewrites.blocks import seen
 from pockmobile.targets.rewrites.phases import by_phases, has_phases
 from pockmobile.targets.rewrites.windows import (
     Geometry,
@@ -92,7 +93,7 @@ def _forward(at_once: bool) -> Decomposition:
         elif is_by_channel(weight, groups):
             result = _weighted(taps(x, weight.shape[2:], geometry), weight)
         else:
-            return windows(x, weight, geometry).convolve(x, weight, bias)
+            return seen(x, weight, geometry).convolve(x, weight, bias)
         return result if bias is None else result + bias.reshape(1, -1, 1, 1)
 
     return decompose
@@ -130,7 +131,7 @@ def _backward(is_frozen: bool, at_once: bool) -> Decomposition:
         geometry = Geometry(stride, padding, dilation, groups, at_once)
         is_depthwise = is_by_channel(weight, groups)
         of_input = _input_gradient(is_depthwise, is_frozen, at_once)
-        of_weight = _weight_gradient(is_depthwise, at_once)
+        of_weight = _weight_gradient(is_depthwise, at_once, shares=mask[0])
         grad_x = of_input(grad, list(x.shape[2:]), weight, geometry) if mask[0] else None
         grad_weight = of_weight(grad, x, weight, geometry) if mask[1] else None
         return grad_x, grad_weight, grad.sum([0, 2, 3]) if mask[2] else None
@@ -148,18 +149,21 @@ def _input_gradient(
 
 
 def _weight_gradient(
-    is_depthwise: bool, at_once: bool
+    is_depthwise: bool, at_once: bool, *, shares: bool
 ) -> Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]:
-    """Returns how the gradient of a weight is best computed."""
+    """Returns how the gradient of a weight is best computed.
+
+    It may share with the gradient of the input what that sees of the output's.
+    """
     if not is_depthwise:
-        return _by_correlations
+        return _by_shared_windows if shares else _by_correlations
     return _by_all_taps if at_once else _by_each_tap
 
 
 def _by_transposed_convolution(
     grad: Tensor, sizes: Pair, weight: Tensor, geometry: Geometry
 ) -> Tensor:
-    if has_phases(weight, geometry):
+    if has_phases(grad, weight, geometry, is_frozen=True):
         return by_phases(grad, sizes, weight, geometry, is_frozen=True)
     stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
     extra = []
@@ -183,7 +187,7 @@ def _by_flipped_filters(
 def _by_windows(grad: Tensor, sizes: Pair, weight: Tensor, geometry: Geometry) -> Tensor:
     outputs, inner, *kernel = weight.shape
     groups = geometry.groups
-    if has_phases(weight, geometry):
+    if has_phases(grad, weight, geometry):
         return by_phases(grad, sizes, weight, geometry, is_frozen=False)
     spread, dense = _spread(grad, sizes, kernel, geometry)
     if is_by_channel(weight, groups):
@@ -198,6 +202,19 @@ def _by_windows(grad: Tensor, sizes: Pair, weight: Tensor, geometry: Geometry) -
         by_group = weight.reshape(groups, outputs // groups, inner, *kernel).transpose(1, 2)
         turned = by_group.reshape(groups * inner, outputs // groups, *kernel)
     return windows(spread, turned, dense, is_flipped=True).convolve(spread, turned)
+
+
+def _by_shared_windows(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Correlates the input with the windows over the output's gradient.
+
+    The input's gradient sees these, too: so the input's own need not be gathered.
+    """
+    if geometry.groups == 1 and not has_phases(grad, weight, geometry):
+        spread, dense = _spread(grad, list(x.shape[2:]), weight.shape[2:], geometry)
+        over = windows(spread, weight.transpose(0, 1), dense, is_flipped=True)
+        if over.are_shared:
+            return over.weight_gradient(x, spread).transpose(0, 1)
+    return _by_correlations(grad, x, weight, geometry)
 
 
 def _spread(
@@ -263,4 +280,4 @@ def _by_all_taps(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) ->
 
 
 def _by_correlations(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    return windows(x, weight, geometry).weight_gradient(grad, x)
+    return seen(x, weight, geometry).weight_gradient(grad, x)

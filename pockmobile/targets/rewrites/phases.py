@@ -2,7 +2,8 @@
 
 Pixels of the input that lie a stride apart meet the same taps of the kernel. The output's
 gradient is multiplied by all taps; each such phase is a sum of some of the products, shifted,
-and the phases are interleaved.
+and the phases are interleaved. Where a weight is large beside what it meets, its products are
+better shifted, too, than the weight turned: then there may be one phase only.
 """
 
 import functools
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from pockmobile.targets.rewrites.windows import (
+    LARGE,
     Geometry,
     Pair,
+    as_rows,
     is_by_channel,
     pad,
     product,
@@ -24,11 +27,21 @@ _FIRST: Final = 2
 """Of the dimensions of an image, [n, c, h, w], the first that has places."""
 
 
-def has_phases(weight: Tensor, geometry: Geometry) -> bool:
-    """Whether `by_phases` takes a convolution."""
-    is_plain = geometry.groups == 1 or is_by_channel(weight, geometry.groups)
-    is_strided = not geometry.is_dense and all(step == 1 for step in geometry.dilation)
-    return is_plain and is_strided and not geometry.at_once
+def has_phases(
+    grad: Tensor, weight: Tensor, geometry: Geometry, *, is_frozen: bool = False
+) -> bool:
+    """Whether `by_phases` is best for a convolution of which `grad` is the gradient."""
+    if geometry.at_once or any(step != 1 for step in geometry.dilation):
+        return False
+    if geometry.is_dense:
+        return not is_frozen and geometry.groups == 1 and _is_large(weight, grad)
+    return geometry.groups == 1 or is_by_channel(weight, geometry.groups)
+
+
+def _is_large(weight: Tensor, grad: Tensor) -> bool:
+    """Whether a weight is better read as it lies, though the products are then turned."""
+    pixels = grad.numel() // grad.shape[1]
+    return weight.numel() >= LARGE and pixels < weight.shape[1]
 
 
 def by_phases(
@@ -42,7 +55,10 @@ def by_phases(
     height, width = weight.shape[2:]
     down, right = geometry.stride
     places = [-(-(sizes[i] + geometry.padding[i]) // geometry.stride[i]) for i in range(2)]
-    times = _each if geometry.groups > 1 else functools.partial(_all, turns=not is_frozen)
+    if geometry.groups > 1:
+        times = _each
+    else:
+        times = _as_it_lies if not is_frozen and _is_large(weight, grad) else _all
     tap = times(grad, weight, places)
 
     def phase(first: int, second: int) -> Tensor:
@@ -69,12 +85,22 @@ _Tap = Callable[[int, Sequence[int]], Tensor]
 """Returns the gradient times a tap of the kernel, moved to some starts: [n, i, *places]."""
 
 
-def _all(grad: Tensor, weight: Tensor, places: Sequence[int], *, turns: bool) -> _Tap:
+def _all(grad: Tensor, weight: Tensor, places: Sequence[int]) -> _Tap:
     """Multiplies by all taps at once, and moves the products."""
     outputs, inner = weight.shape[:2]
     taps = weight.permute(2, 3, 1, 0).reshape(-1, outputs)
-    found = product(grad, taps, turns=turns)
+    found = product(grad, taps, turns=False)
     return lambda tap, starts: _placed(found.narrow(1, tap * inner, inner), starts, places)
+
+
+def _as_it_lies(grad: Tensor, weight: Tensor, places: Sequence[int]) -> _Tap:
+    """The same, but the taps are innermost in the products first, as in the weight."""
+    n, _, height, width = grad.shape
+    outputs, inner = weight.shape[:2]
+    found = as_rows(grad) @ weight.reshape(outputs, -1)
+    by_tap = found.reshape(n * height * width, inner, -1).permute(2, 0, 1)
+    images = by_tap.reshape(-1, height, width, inner).permute(0, 3, 1, 2)
+    return lambda tap, starts: _placed(images.narrow(0, tap * n, n), starts, places)
 
 
 def _each(grad: Tensor, weight: Tensor, places: Sequence[int]) -> _Tap:

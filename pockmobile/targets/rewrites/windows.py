@@ -4,18 +4,17 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, TypeAlias, final
+from typing import ClassVar, Final, TypeAlias, final
 
 import torch
 from torch import Tensor
 
 Pair: TypeAlias = tuple[int, int] | list[int]
 
-_LEAST_CHANNELS: Final = 16
-"""Of an input whose windows are products of their own for each row of the kernel: with fewer,
-such a product is too narrow to be fast."""
+_LEAST_WIDTH: Final = 48
+"""Of products for each row of the kernel, in channels times taps: narrower ones are slow."""
 
-_LARGE: Final = 2**18
+LARGE: Final = 2**18
 """Elements of a weight that is better read as it lies than packed."""
 
 _MOST_LOST: Final = 0.25
@@ -77,6 +76,8 @@ class Windows(ABC):
     kernel: tuple[int, int]
     geometry: Geometry
     is_flipped: bool
+    are_shared: ClassVar[bool] = False
+    """Whether what a convolution gathers is worth gathering once for a gradient, too."""
 
     @abstractmethod
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -99,7 +100,7 @@ def windows(
         (x.shape[2 + i] + 2 * geometry.padding[i] - geometry.dilation[i] * (size - 1))
         for i, size in enumerate((height, width))
     ]
-    is_wide = x.shape[1] >= _LEAST_CHANNELS and geometry.groups == 1
+    is_wide = x.shape[1] * width >= _LEAST_WIDTH and geometry.groups == 1
     is_large = x.shape[0] * seen[0] * seen[1] >= weight.shape[0]
     kind: type[Windows] = _AtOnce
     if (
@@ -109,8 +110,9 @@ def windows(
         and height * width > 1
         and not geometry.at_once
     ):
+        is_narrow = weight.shape[0] <= width * x.shape[1]
         lost = geometry.dilation[0] * (height - 1)
-        kind = _ByShifts if lost <= _MOST_LOST * seen[0] else _ByRows
+        kind = _ByShifts if is_narrow and lost <= _MOST_LOST * seen[0] else _ByRows
     return kind((height, width), geometry, is_flipped)
 
 
@@ -179,8 +181,12 @@ class _ByRows(_SideBySide):
 
     def _slices(self, x: Tensor) -> Iterator[Tensor]:
         row, height = self._row(x)
+        n, channels, _, width = row.shape
+        # Places and channels as one dimension, so that what is cut lies in rows already.
+        lines = row.permute(0, 2, 3, 1).reshape(n, -1, width * channels)
         for start in self._starts():
-            yield row.narrow(2, start, height)
+            cut = lines.narrow(1, start, height)
+            yield cut.reshape(n, height, width, channels).permute(0, 3, 1, 2)
 
 
 @final
@@ -190,6 +196,8 @@ class _ByShifts(_SideBySide):
     They are narrower than what is multiplied, so that less is copied; the products of the
     input's borders are lost.
     """
+
+    are_shared = True
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         row, height = self._row(x)
@@ -249,7 +257,7 @@ def product(
     outputs, inner = weight.shape
     rows = as_rows(x)
     if groups == 1:
-        is_turned = turns and weight.numel() >= _LARGE and len(rows) < outputs
+        is_turned = turns and weight.numel() >= LARGE and len(rows) < outputs
         if bias is not None and not is_turned:
             found, bias = torch.addmm(bias, rows, weight.t()), None
         else:
