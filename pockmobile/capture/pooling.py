@@ -1,6 +1,6 @@
 """The gradient of max pooling, by operators that every target has."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -60,37 +60,34 @@ class _Axis:
         """For each tap, the stride in which it lies under the first window, and its place."""
         return [divmod(tap * self.dilation, self.stride) for tap in range(self.size)]
 
-    def covered(self, x: Tensor, dim: int, value: float) -> Tensor:
-        """Returns what the windows cover of a dimension, with `value` beyond its ends."""
-        after = self.strides * self.stride - self.padding - self.length
-        inside = x.narrow(dim, 0, self.length + min(0, after))
-        return _pad(inside, dim, self.padding, max(0, after), value)
+    @property
+    def around(self) -> tuple[int, int]:
+        """How much the windows cover before and behind it; negative where less than all."""
+        return self.padding, self.strides * self.stride - self.padding - self.length
 
-    def uncovered(self, x: Tensor, dim: int) -> Tensor:
-        """Returns the dimension as it was, with zeros where no window was."""
-        length = min(self.length, x.shape[dim] - self.padding)
-        inside = x.narrow(dim, self.padding, length)
-        return _pad(inside, dim, 0, self.length - length, 0.0)
+    def under(self, tap: int) -> tuple[int, int]:
+        """How many strides lie before what is under a tap, and how many behind."""
+        before = self.taps[tap][0]
+        return before, self.strides - self.windows - before
 
 
 def _by_taps(grad: Tensor, x: Tensor, maxima: Tensor, axes: tuple[_Axis, _Axis]) -> Tensor:
     """All are [n, c, h, w]: the gradient and the maxima of the windows, x of what they see."""
     high, wide = axes
-    lowest = torch.finfo(x.dtype).min
-    covered = wide.covered(high.covered(x, 2, lowest), 3, lowest)
+    covered = _padded(x, high.around, wide.around, torch.finfo(x.dtype).min)
     cut = covered.reshape(*x.shape[:2], high.strides, high.stride, wide.strides, wide.stride)
     left, sums = grad, dict[tuple[int, int], Tensor]()
-    for down, i in high.taps:
-        for right, j in wide.taps:
-            place = cut[:, :, :, i, :, j]
-            under = place.narrow(2, down, high.windows).narrow(3, right, wide.windows)
+    for row, (down, i) in enumerate(high.taps):
+        for column, (right, j) in enumerate(wide.taps):
+            place = cut.narrow(3, i, 1).narrow(5, j, 1)
+            under = place.narrow(2, down, high.windows).narrow(4, right, wide.windows)
             # 1 where the tap lies below the maximum, exactly.
-            passed = left * (maxima - under).clamp(0.0, 1.0).ceil()
-            taken = _pad(left - passed, 2, down, high.strides - high.windows - down, 0.0)
-            part = _pad(taken, 3, right, wide.strides - wide.windows - right, 0.0)
+            passed = left * (maxima - under.reshape(grad.shape)).clamp(0.0, 1.0).ceil()
+            part = _padded(left - passed, high.under(row), wide.under(column), 0.0)
             sums[i, j] = sums[i, j] + part if (i, j) in sums else part
             left = passed
-    return wide.uncovered(high.uncovered(_woven(sums, cut), 2), 3)
+    back = [[-width for width in axis.around] for axis in axes]
+    return _padded(_woven(sums, cut), back[0], back[1], 0.0)
 
 
 def _woven(sums: Mapping[tuple[int, int], Tensor], cut: Tensor) -> Tensor:
@@ -105,6 +102,10 @@ def _woven(sums: Mapping[tuple[int, int], Tensor], cut: Tensor) -> Tensor:
     return woven.reshape(n, c, high * down, wide * right)
 
 
-def _pad(x: Tensor, dim: int, before: int, after: int, value: float) -> Tensor:
-    pads = [0, 0] * (x.dim() - 1 - dim) + [before, after]
-    return torch.nn.functional.pad(x, pads, value=value) if before or after else x
+def _padded(x: Tensor, down: Sequence[int], right: Sequence[int], value: float) -> Tensor:
+    """Returns x [n, c, h, w] with `value` before and behind; cropped where that is negative."""
+    for dim, (before, behind) in ((2, down), (3, right)):
+        crop, rest = max(0, -before), x.shape[dim] + min(0, before) + min(0, behind)
+        x = x.narrow(dim, crop, rest) if rest < x.shape[dim] else x
+    pads = [max(0, width) for width in (*right, *down)]
+    return torch.nn.functional.pad(x, pads, value=value) if any(pads) else x
