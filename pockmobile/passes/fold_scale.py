@@ -23,10 +23,14 @@ class FoldScale(Pass):
 
     Scaling a weight costs its size once; scaling activations costs theirs at every step.
 
+    Of a shift that is trained, what is constant is folded.
+
     Before: add(mul(convolution(x, weight), scale), shift)
             convolution_backward(mul(grad, scale), x, weight)
+            add(convolution(x, weight), view(add(constant, trained)))
     After:  convolution(x, mul(weight, scale), shift)
             convolution_backward(grad, x, mul(weight, scale)), its weight gradient scaled
+            add(convolution(x, weight, constant), view(trained))
     """
 
     name = "fold-scale"
@@ -34,13 +38,15 @@ class FoldScale(Pass):
 
     def apply(self, graph: JointGraph) -> JointGraph:
         """Returns the graph with scales and shifts folded."""
-        if not any(_foldable(node) for node in graph.nodes):
+        if not any(_foldable(node) or _partly_foldable(node) for node in graph.nodes):
             return graph
         graph = graph.copy()
         for node in list(graph.nodes):
-            found = _foldable(node)
+            found, part = _foldable(node), _partly_foldable(node)
             if found is not None:
                 _FOLDS[node.target](graph, node, *found)
+            elif part is not None:
+                _fold_part(graph, part)
         return finish(graph)
 
 
@@ -55,6 +61,37 @@ def _foldable(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
             bias = source.args[2]
             if bias is None or bias.op == "get_attr":  # type: ignore[union-attr]
                 return source, other
+    return None
+
+
+@final
+@dataclass(frozen=True)
+class _Shift:
+    """A frozen convolution, and the view of the sum of a constant that shifts it with another.
+
+    Nothing else reads the two.
+    """
+
+    convolution: fx.Node
+    view: fx.Node
+    constant: fx.Node
+    trained: fx.Node
+
+
+def _partly_foldable(node: fx.Node) -> _Shift | None:
+    if node.target is not _aten.add.Tensor or node.kwargs:
+        return None
+    for source, view in _both_ways(node):
+        if not _is_convolution(source) or source.args[1].op != "get_attr":  # type: ignore
+            continue
+        total: Any = view.args[0] if view.target is _aten.view_copy.default else None
+        is_only = total is not None and len(view.users) == 1 == len(total.users)
+        if not is_only or total.target is not _aten.add.Tensor or total.kwargs:
+            continue
+        channels = [shape_of(source)[1]]
+        for constant, trained in _both_ways(total):
+            if constant.op == "get_attr" and shape_of(constant) == channels:
+                return _Shift(source, view, constant, trained)
     return None
 
 
@@ -101,13 +138,21 @@ def _fold_mul(graph: JointGraph, node: fx.Node, convolution: fx.Node, scale: fx.
 
 
 def _fold_add(graph: JointGraph, node: fx.Node, convolution: fx.Node, shift: fx.Node) -> None:
-    value = constant_value(shift).reshape(-1)
+    _add_to_bias(graph, convolution, constant_value(shift).reshape(-1))
+    replace_node(node, convolution)
+
+
+def _add_to_bias(graph: JointGraph, convolution: fx.Node, value: Tensor) -> None:
     bias: Any = convolution.args[2]
     total = value if bias is None else value + constant_value(bias)
     with graph.module.graph.inserting_before(convolution):
         folded = add_constant(graph.module, total)
-    convolution.args = (*convolution.args[:2], folded, *convolution.args[3:])
-    replace_node(node, convolution)
+    convolution.update_arg(2, folded)
+
+
+def _fold_part(graph: JointGraph, shift: _Shift) -> None:
+    _add_to_bias(graph, shift.convolution, constant_value(shift.constant))
+    shift.view.update_arg(0, shift.trained)
 
 
 def _fold_backward(graph: JointGraph, node: fx.Node, grad: fx.Node, scale: fx.Node) -> None:

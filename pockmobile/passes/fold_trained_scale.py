@@ -34,6 +34,8 @@ class FoldTrainedScale(Pass):
     weight, so that sum(grad * z) is sum(weight * d), with d the weight's gradient for `grad`.
     So z need not be kept either. It pays where the weight is smaller than what it makes.
 
+    A shift alone becomes the bias.
+
     Before: z = convolution(x, weight); add(mul(z, scale), shift)
             sum(mul(grad, z)); convolution_backward(mul(grad, scale), x, weight)
     After:  convolution(x, mul(weight, scale), shift)
@@ -46,13 +48,15 @@ class FoldTrainedScale(Pass):
 
     def apply(self, graph: JointGraph) -> JointGraph:
         """Returns the graph with trained scales folded."""
-        if not any(_matched(node) for node in graph.nodes):
+        if not any(_matched(node) or _shifted_by(node) for node in graph.nodes):
             return graph
         graph = graph.copy()
         for node in list(graph.nodes):
-            match = _matched(node)
+            match, shift = _matched(node), _shifted_by(node)
             if match is not None:
                 _fold(graph.module.graph, match)
+            elif shift is not None:
+                _fold_shift(graph.module.graph, node, *shift)
         return finish(graph)
 
 
@@ -85,6 +89,18 @@ def _matched(node: fx.Node) -> _Match | None:
     if backward is None or not all(item and backward[1] in item[1] for item in sums):
         return None
     return _Match(node, scaled, scale, *backward, tuple(item[0] for item in sums if item))
+
+
+def _shifted_by(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """Returns what shifts a trained convolution, its only user, and by what."""
+    if node.target is not _aten.convolution.default or len(node.users) != 1:
+        return None
+    _, weight, bias, _, _, _, is_transposed, *_ = arguments(node)
+    if is_transposed or bias is not None or weight.op == "get_attr":
+        return None
+    (user,) = node.users
+    shifts = list(_by_channel(user, node, _aten.add.Tensor))
+    return (user, shifts[0]) if shifts and shifts[0].op == "call_function" else None
 
 
 def _by_channel(node: fx.Node, value: fx.Node, target: Any) -> Iterator[fx.Node]:
@@ -122,6 +138,17 @@ def _backward(scale: fx.Node, convolution: fx.Node) -> tuple[fx.Node, fx.Node] |
         ):
             return user, factors[0]
     return None
+
+
+def _fold_shift(
+    graph: fx.Graph, convolution: fx.Node, shifted: fx.Node, shift: fx.Node
+) -> None:
+    x, weight, _, *rest = arguments(convolution)
+    with graph.inserting_before(shifted):
+        bias = call(graph, _aten.view_copy.default, shift, shape_of(weight)[:1])
+        result = call(graph, convolution.target, x, weight, bias, *rest)
+    result.meta.update(origin(convolution))
+    replace_node(shifted, result)
 
 
 def _fold(graph: fx.Graph, match: _Match) -> None:

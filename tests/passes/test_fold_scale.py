@@ -59,6 +59,22 @@ def test_the_backward_pass_reads_the_same_scaled_weight() -> None:
     assert_close(graph, folded, inputs, tolerance=1e-4)
 
 
+def test_the_constant_part_of_a_trained_shift_becomes_the_bias() -> None:
+    def shifted(trained: Tensor, x: Tensor, weight: Tensor, constant: Tensor) -> Tensor:
+        return func.conv2d(x, weight) + (constant + trained).reshape(1, 4, 1, 1)
+
+    graph = trace(
+        shifted,
+        IMAGES,
+        parameters={"trained": torch.randn(4)},
+        constants={"weight": torch.randn(4, 3, 3, 3), "constant": torch.randn(4)},
+    )
+    graph, _ = run_passes(graph, [Canonicalize()])
+    folded = apply(FoldScale(), graph)
+    assert sorted(operators(folded)) == ["add", "convolution", "view_copy"]
+    assert_close(graph, folded, IMAGES, tolerance=1e-5)
+
+
 def test_a_convolution_that_is_read_elsewhere_stays() -> None:
     def both(x: Tensor, weight: Tensor, scale: Tensor) -> dict[str, Tensor]:
         raw = func.conv2d(x, weight, padding=1)

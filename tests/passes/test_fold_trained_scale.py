@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from pockmobile.capture import capture_joint, export_forward
 from pockmobile.graph import JointGraph
@@ -70,6 +70,18 @@ def test_the_weight_is_scaled_and_tells_the_scale_s_gradient(groups: int) -> Non
     convolutions = [node for node in folded.nodes if "convolution" in str(node.target)]
     assert {node.meta["module"] for node in convolutions} == {"0", "1"}
     assert_close(graph, folded, values, tolerance=1e-5)
+
+
+def test_a_shift_alone_becomes_the_bias() -> None:
+    graph, values = _step(dict.fromkeys(("1.weight", "2.bias")))
+    folded = apply(FoldTrainedScale(), graph)
+    (found,) = (node for node in folded.nodes if node.meta.get("module") == "1" and _is(node))
+    assert found.args[2] is not None
+    assert_close(graph, folded, values, tolerance=1e-5)
+
+
+def _is(node: fx.Node) -> bool:
+    return node.target is torch.ops.aten.convolution.default
 
 
 @pytest.mark.parametrize(
