@@ -21,6 +21,7 @@ from pockmobile.passes.remove_noops import RemoveNoops
 from pockmobile.passes.reorder_for_memory import ReorderForMemory
 from pockmobile.passes.round_gradients import RoundGradients, computed_in_half, is_rounding
 from pockmobile.passes.round_tables import RoundTables
+from pockmobile.passes.scale_factors import ScaleFactors
 from pockmobile.passes.scatter_last import ScatterLast
 from pockmobile.passes.split_one_hot import SplitOneHot
 from pockmobile.passes.spread_powers import SpreadPowers
@@ -50,6 +51,7 @@ __all__ = [
     "ReorderForMemory",
     "RoundGradients",
     "RoundTables",
+    "ScaleFactors",
     "ScatterLast",
     "SplitOneHot",
     "SpreadPowers",

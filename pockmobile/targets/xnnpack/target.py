@@ -18,6 +18,7 @@ from pockmobile.passes import (
     GatherLogSoftmax,
     Pass,
     RoundTables,
+    ScaleFactors,
     SumRows,
 )
 from pockmobile.targets.base import LoweredMethod, Target
@@ -74,6 +75,8 @@ class Xnnpack(Target):
             FoldConstants(),
             EliminateCommon(),
             Decompose("convolutions", select_convolution),
+            # The products of a weight's gradient are there now.
+            ScaleFactors(),
         )
 
     def moves(self, node: fx.Node) -> bool:
