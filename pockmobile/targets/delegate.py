@@ -17,7 +17,13 @@ from pockmobile.graph import JointGraph
 from pockmobile.graph.rewrite import MODULE_KEY, shape_of, value_of
 from pockmobile.targets.base import DelegateInfo, LoweredMethod, Outside
 from pockmobile.targets.examples import fake_examples
-from pockmobile.targets.partition import Partition, Refuse, constant_tensors, partition
+from pockmobile.targets.partition import (
+    VIEWED,
+    Partition,
+    Refuse,
+    constant_tensors,
+    partition,
+)
 from pockmobile.targets.portable import hash_and_size
 
 _NAME: Final = "delegate_{}"
@@ -91,7 +97,7 @@ def lower_delegates(
     outside = tuple(
         Outside(str(node.target), node.meta.get(MODULE_KEY, ""), reason)
         for node, reason in cut.refusals.items()
-        if "getitem" not in str(node.target)
+        if "getitem" not in str(node.target) and reason != VIEWED
     )
     used = {str(name) for name, _ in delegated.module.named_buffers()}
     frozen = dict(hash_and_size(delegated.module.get_buffer(name)) for name in used)

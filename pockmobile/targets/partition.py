@@ -26,6 +26,9 @@ _FREE: Final = (
 Refuse = Callable[[fx.Node, Container[fx.Node]], str | None]
 """Says why a delegate does not take a node, given the constants; None if it does."""
 
+VIEWED: Final = "the runtime views an input without a copy"
+"""Why a delegate that would copy leaves a view outside. It is no operator that runs there."""
+
 _TOO_FEW: Final = "too few operators around it for a delegate"
 _MIN_OPERATORS: Final = 4
 """A delegate with fewer operators costs more at its border than it saves."""

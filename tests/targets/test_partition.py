@@ -106,3 +106,16 @@ def test_a_linear_layer_that_is_trained_in_part(trained: str, tmp_path: Path) ->
     (found,) = execute(graph, Xnnpack().lower(graph), [x, run_time], path=path)
     expected = layer(x, run_time, *values.values())
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_large_input_is_seen_by_other_axes_without_a_copy() -> None:
+    def product(weight: Tensor, x: Tensor) -> Tensor:
+        return (weight.reshape(512, -1) @ x).tanh().neg().exp() + 1.0
+
+    weight, x = torch.randn(512, 64, 3, 3) * 0.01, torch.randn(576, 8)
+    graph = rewritten(trace(product, {"weight": weight, "x": x}), Xnnpack())
+    lowered = Xnnpack().lower(graph)
+    assert not lowered.outside
+    assert max(size for size, _ in lowered.memory) < weight.numel() * 4
+    (found,) = execute(graph, lowered, [weight, x])
+    torch.testing.assert_close(found, product(weight, x), rtol=1e-4, atol=1e-5)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from pockmobile.graph.rewrite import shape_of
+from pockmobile.graph.rewrite import shape_of, value_of
+from pockmobile.targets.partition import VIEWED
 from pockmobile.targets.xnnpack.convolution import CONVOLUTION
 from pockmobile.targets.xnnpack.elementwise import ELEMENTWISE
 from pockmobile.targets.xnnpack.emitter import Emit
@@ -119,7 +120,19 @@ def _refuse_addmm(node: fx.Node, constants: Container[fx.Node]) -> str | None:
     return None
 
 
+_LARGE: Final = 2**18
+"""Elements of an input that are not copied."""
+
+
+def _refuse_view(node: fx.Node, constants: Container[fx.Node]) -> str | None:
+    (source, _) = node.args
+    assert isinstance(source, fx.Node)
+    is_large = source.op == "placeholder" and value_of(source).numel() >= _LARGE
+    return VIEWED if is_large else None
+
+
 _CHECKS: Final[Mapping[Any, _Check]] = {
+    _aten.view_copy.default: _refuse_view,
     _aten.convolution.default: _refuse_convolution,
     _aten.slice_copy.Tensor: _refuse_slice,
     _aten.max_pool2d_with_indices.default: _refuse_pooling,
