@@ -29,7 +29,10 @@ Operand: TypeAlias = Value | Constant
 Emit: TypeAlias = Callable[["Emitter", fx.Node], Operand]
 
 _NEAR: Final = 32
-"""Operators after which what was transposed is transposed again, lest it be kept for long."""
+"""Operators after which what was moved is moved again, lest it be kept for long."""
+
+_SMALL: Final = 2**15
+"""Elements that may be kept all the while."""
 
 
 def is_cut_again(node: fx.Node) -> bool:
@@ -181,8 +184,9 @@ class Emitter:
         *axes, last = self.blob.shape(value.id)
         if last == width:
             return value.id, tuple(axes)
-        flat = Value(value.id, (value.numel // width, width), (0, 1))
-        return self.defined(flat), flat.storage[:1]
+        axes = [*axes, last // width] if last % width == 0 else [value.numel // width]
+        rows = Value(value.id, (*axes, width), identity(len(axes) + 1))
+        return self.defined(rows), tuple(axes)
 
     def _reshaped(self, source: int, sizes: tuple[int, ...]) -> int:
         result = self.blob.value(sizes)
@@ -193,7 +197,8 @@ class Emitter:
         """Moves memory, unless the same was done a few operators ago."""
         key = value.id, value.storage, perm
         made, result = self._moved.get(key, (0, value.id))
-        if key not in self._moved or self.blob.num_nodes - made > _NEAR:
+        is_far = value.numel > _SMALL and self.blob.num_nodes - made > _NEAR
+        if key not in self._moved or is_far:
             result = move()
             self._moved[key] = self.blob.num_nodes, result
         return result
