@@ -10,7 +10,7 @@ import torch
 from pockmobile.artifact.manifest import Tensor
 from pockmobile.errors import InputError
 from pockmobile.session import Session
-from pockmobile.session.batches import counts, pad, prepare
+from pockmobile.session.batches import all_finite, are_finite, counts, pad, prepare
 from tests.tiny_program import BATCH, random_rows, write_tiny_program
 
 VALUES, KINDS, LABELS = random_rows(BATCH)
@@ -120,3 +120,11 @@ def test_float_targets_ignore_nan() -> None:
     for wrong, message in ((1.5, "expected 0 <= value <= 1, or nan"), (math.inf, "finite")):
         with pytest.raises(InputError, match=message):
             prepare(torch.full((1, 1), wrong), [target])
+
+
+def test_numbers_may_be_finite_though_their_sum_is_not() -> None:
+    large = torch.full((4,), 3e38)
+    assert not are_finite([torch.ones(2), large])
+    assert all_finite(large)
+    assert not all_finite(torch.tensor([1.0, float("nan")]))
+    assert are_finite([torch.ones(2), torch.zeros(0)])

@@ -145,8 +145,19 @@ def all_finite(value: torch.Tensor) -> bool:
     """Returns whether a tensor holds neither infinities nor NaN."""
     if not value.is_floating_point():
         return True
-    # A finite sum has finite terms: one pass, without a mask as large as the tensor.
-    return math.isfinite(value.sum().item()) or bool(value.isfinite().all())
+    return are_finite([value]) or bool(value.isfinite().all())
+
+
+def are_finite(values: Sequence[torch.Tensor]) -> bool:
+    """Returns whether tensors are sure to hold neither infinities nor NaN.
+
+    A finite sum has finite terms: one pass, without a mask as large as the tensors. Where it
+    is too large, they may be finite all the same.
+    """
+    total = 0.0
+    for value in values:
+        total += value.sum().item()
+    return math.isfinite(total)
 
 
 def _is_plainly_right(value: torch.Tensor, tensor: Tensor) -> bool:

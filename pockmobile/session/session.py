@@ -12,7 +12,15 @@ import torch
 from pockmobile.artifact.checkpoint import load_checkpoint, save_checkpoint
 from pockmobile.artifact.manifest import Manifest, Tensor
 from pockmobile.errors import InputError, NonFiniteError
-from pockmobile.session.batches import Batch, all_finite, counts, num_rows, pad, prepare
+from pockmobile.session.batches import (
+    Batch,
+    all_finite,
+    are_finite,
+    counts,
+    num_rows,
+    pad,
+    prepare,
+)
 from pockmobile.session.latents import Latents
 from pockmobile.session.program import LoadedProgram, set_num_threads
 
@@ -279,6 +287,8 @@ class Session:
                 f"the loss of step {self.num_steps + 1} is {loss.item()}; the state is as "
                 "before: lower the learning rate or check the inputs"
             )
+        if are_finite(state):
+            return
         for entry, tensor in zip(self.manifest.state, state, strict=True):
             if not all_finite(tensor):
                 raise NonFiniteError(
