@@ -106,6 +106,7 @@ PASSES: Final = (
     "gather-log-softmax",
     "sum-rows",
     "fold-trained-scale",
+    "scale-factors",
     "reorder-for-memory",
 )
 """The passes that can be left out: what they make is a better program, not a right one."""
