@@ -82,7 +82,7 @@ class CostModel:
         self.target = target
         self.templates = Templates(target)
         self.nodes = [node for node in options.graph.nodes if node.op != "output"]
-        index = {node: number for number, node in enumerate(self.nodes)}
+        self.index = index = {node: number for number, node in enumerate(self.nodes)}
         self.parents = [[index[p] for p in node.all_input_nodes] for node in self.nodes]
         self.roots = [index[root(node, target)] for node in self.nodes]
         self.reads = [[index[p] for p in _read(node)] for node in self.nodes]
@@ -201,6 +201,7 @@ class _Step:
         for number in self._copied:
             is_constant[number] = False
         self._order = self._host_first([n for n in needed if not is_constant[n]])
+        self._places = self._overwritten()
         self._last = self._last_reads()
         self._loads = {
             number: self._load(number)
@@ -282,17 +283,34 @@ class _Step:
                 found |= sources
         return found
 
+    def _overwritten(self) -> dict[int, int]:
+        """Returns where each value lies: a view's source, or what an operator writes over."""
+        model = self._model
+        uses = Counter(parent for number in self._order for parent in model.parents[number])
+        uses.update(model.gradients[part] for part in self._parts)
+        places = {number: model.roots[number] for number in range(len(model.nodes))}
+        for number in sorted(self._order):
+            if model.roots[number] != number:
+                places[number] = places[model.roots[number]]
+            elif model.nodes[number].op == "call_function":
+                value = model.target.overwritten(
+                    model.nodes[number], lambda node: uses[model.index[node]]
+                )
+                if value is not None and not self._is_constant[model.index[value]]:
+                    places[number] = places[model.index[value]]
+        return places
+
     def _last_reads(self) -> dict[int, int]:
         """Returns which operator reads each value last."""
         last: dict[int, int] = {}
         for number in self._order:
-            sources = (self._model.roots[parent] for parent in self._model.reads[number])
+            sources = (self._places[parent] for parent in self._model.reads[number])
             last.update(dict.fromkeys(sources, number))
         if self._model.clips:
             # Their joint norm is known when the last one is: until then all are kept.
             gradients = (self._model.gradients[part] for part in self._parts)
             end = len(self._model.nodes)
-            last.update((self._model.roots[number], end) for number in gradients)
+            last.update((self._places[number], end) for number in gradients)
         return last
 
     def _load(self, number: int) -> Load:
@@ -304,8 +322,8 @@ class _Step:
             parent
             for parent in parents
             # What comes in from outside is not counted, so it does not die either.
-            if self._last.get(model.roots[parent]) == number
-            and model.nodes[model.roots[parent]].op == "call_function"
+            if self._last.get(self._places[parent]) == number
+            and model.nodes[self._places[parent]].op == "call_function"
             and parent not in frozen
         )
         return model.load(number, frozen, dying)
@@ -316,13 +334,14 @@ class _Step:
         for number, load in self._loads.items():
             if load.is_host:
                 planned.add(number)
-                planned.update(self._model.roots[p] for p in self._model.parents[number])
+                planned.update(self._places[p] for p in self._model.parents[number])
         return planned
 
     def _run(self, number: int) -> None:
         load = self._loads[number]
         self._work.update(load.work)
-        self._hold(number)
+        if self._places[number] == number:
+            self._hold(number)
         phase = "forward" if self._model.loss_needs[number] else "backward"
         arena = Arena.PLAN if load.is_host else Arena.WORKSPACE
         name = str(self._model.nodes[number].meta.get("module", ""))
@@ -356,9 +375,9 @@ class _Step:
 
     def _dies(self, number: int) -> bool:
         """Whether no operator reads a value after this one has run."""
-        root = self._model.roots[number]
-        is_made = self._model.nodes[root].op == "call_function"
-        return is_made and self._last.get(root, number) == number
+        place = self._places[number]
+        is_made = self._model.nodes[place].op == "call_function"
+        return is_made and self._last.get(place, number) == number
 
     def _state_bytes(self, part: Part) -> int:
         value = self._model.value(part)

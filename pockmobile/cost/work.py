@@ -87,15 +87,23 @@ def _peak(
     results: Container[fx.Node],
 ) -> int:
     """Returns the most bytes alive at once, of those held before and those made."""
+    places: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        source = root(node, target)
+        value = None
+        if source is node and node in made and node not in results:
+            value = target.overwritten(node, lambda item: len(item.users))
+        is_inside = value in made and value not in results
+        places[node] = places[value] if value and is_inside else places.get(source, node)
     last = {
-        root(parent, target): index
+        places[parent]: index
         for index, node in enumerate(graph.nodes)
         for parent in node.all_input_nodes
     }
     live = {node: num_bytes(node) for node in held}
     peak = sum(live.values())
     for index, node in enumerate(graph.nodes):
-        if node in made:
+        if node in made and places[node] is node:
             live[node] = num_bytes(node)
             peak = max(peak, sum(live.values()))
         live = {

@@ -1,7 +1,7 @@
 """What a target is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -85,6 +85,13 @@ class Target(ABC):
     def moves(self, node: fx.Node) -> bool:
         """Whether an operator runs, and its result has a place of its own."""
         return node.target not in self.views
+
+    def overwritten(self, node: fx.Node, uses: Callable[[fx.Node], int]) -> fx.Node | None:
+        """Returns the value in whose place an operator writes its result; by default none.
+
+        `uses` counts the operators that read a value.
+        """
+        return None
 
     @abstractmethod
     def options(self) -> Mapping[str, object]:

@@ -39,6 +39,7 @@ from torch import Tensor
 from pockmobile.targets.xnnpack.content import Content
 from pockmobile.targets.xnnpack.layout import product
 from pockmobile.targets.xnnpack.quantize import Quantized
+from pockmobile.targets.xnnpack.workspace import workspace
 
 NO_VALUE: Final[int] = XNN_INVALID_VALUE_ID
 _ALIGNMENT: Final = 64
@@ -183,27 +184,15 @@ class BlobBuilder:
         self._graph.xnodes.append(XNode(operator, self.num_nodes, limits))
 
     def workspace(self) -> list[int]:
-        """Returns the bytes that values inside the delegate take while each operator runs.
-
-        XNNPACK plans its own workspace when the program is loaded; this is the least that it
-        can be in the order of the nodes, without alignment.
-        """
+        """Returns the bytes that values inside the delegate take while each operator runs."""
         sizes = {
             identifier: _WIDTHS.get(self._tensor(identifier).datatype, 4)
             * product(self.shape(identifier))
             for identifier in range(len(self._graph.xvalues))
-            if not self.is_external(identifier)
         }
-        last = {
-            used: step for step, node in enumerate(self._graph.xnodes) for used in _ids(node)
-        }
-        live: dict[int, int] = {}
-        sums: list[int] = []
-        for step, node in enumerate(self._graph.xnodes):
-            live.update({used: sizes[used] for used in _ids(node) if used in sizes})
-            sums.append(sum(live.values()))
-            live = {used: size for used, size in live.items() if last[used] > step}
-        return sums
+        inside = {key: size for key, size in sizes.items() if not self.is_external(key)}
+        inputs = {key: sizes[key] for key in self._graph.input_ids}
+        return workspace([node.xnode_union for node in self._graph.xnodes], inside, inputs)
 
     def serialize(self) -> bytes:
         """Returns the delegate's bytes."""
@@ -231,9 +220,3 @@ class BlobBuilder:
             tensor = tensor.tensor_value
         assert isinstance(tensor, XNNTensorValue)
         return tensor
-
-
-def _ids(node: XNode) -> list[int]:
-    """Returns the ids of the values that a node reads and writes."""
-    fields = vars(node.xnode_union).items()
-    return [value for name, value in fields if name.endswith("_id") and value != NO_VALUE]

@@ -1,6 +1,6 @@
 """XNNPACK: float32 on the CPU of phones and of Arm Linux."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -27,6 +27,7 @@ from pockmobile.targets.rewrites.convolutions import select_convolution
 from pockmobile.targets.xnnpack.decompositions import select, select_label, select_number
 from pockmobile.targets.xnnpack.delegate import compiler
 from pockmobile.targets.xnnpack.emitter import is_cut_again
+from pockmobile.targets.xnnpack.overwriting import overwritten
 from pockmobile.targets.xnnpack.quantize import Precision, quantized
 from pockmobile.targets.xnnpack.support import refusal
 
@@ -82,6 +83,10 @@ class Xnnpack(Target):
     def moves(self, node: fx.Node) -> bool:
         """Whether an operator runs; what is only cut again is not cut before."""
         return super().moves(node) and not is_cut_again(node)
+
+    def overwritten(self, node: fx.Node, uses: Callable[[fx.Node], int]) -> fx.Node | None:
+        """Returns what XNNPACK's planner, as `workspace` has it, lets a result lie in."""
+        return overwritten(node, uses, self.views)
 
     def delegates(self, node: fx.Node, constants: Container[fx.Node]) -> bool:
         """Whether XNNPACK takes an operator, of whose inputs `constants` are frozen."""
