@@ -31,9 +31,6 @@ Emit: TypeAlias = Callable[["Emitter", fx.Node], Operand]
 _NEAR: Final = 32
 """Operators after which what was moved is moved again, lest it be kept for long."""
 
-_SMALL: Final = 2**15
-"""Elements that may be kept all the while."""
-
 
 def is_cut_again(node: fx.Node) -> bool:
     """Whether a node is a run of a dimension, of which only runs are read."""
@@ -197,8 +194,7 @@ class Emitter:
         """Moves memory, unless the same was done a few operators ago."""
         key = value.id, value.storage, perm
         made, result = self._moved.get(key, (0, value.id))
-        is_far = value.numel > _SMALL and self.blob.num_nodes - made > _NEAR
-        if key not in self._moved or is_far:
+        if key not in self._moved or self.blob.num_nodes - made > _NEAR:
             result = move()
             self._moved[key] = self.blob.num_nodes, result
         return result
