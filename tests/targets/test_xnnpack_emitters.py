@@ -199,6 +199,23 @@ def test_gradients_of_a_convolution(name: str, is_frozen: bool) -> None:
         check_on_xnnpack(backward, grad, x, weight, tolerance=1e-4)
 
 
+def test_gradients_of_a_large_kernel_over_a_single_pixel() -> None:
+    torch.manual_seed(0)
+    grad, x, weight = (
+        torch.randn(2, 240, 1, 1),
+        torch.randn(2, 128, 1, 1),
+        torch.randn(240, 128, 3, 3),
+    )
+
+    def backward(grad: Tensor, x: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        results = torch.ops.aten.convolution_backward.default(
+            grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False]
+        )
+        return dict(zip(("x", "weight"), results, strict=False))
+
+    check_on_xnnpack(backward, grad, x, weight, tolerance=1e-3)
+
+
 def test_max_pooling_without_its_indices() -> None:
     torch.manual_seed(0)
     check_on_xnnpack(lambda x: func.max_pool2d(x, 3, 2, 1), torch.randn(2, 4, 9, 9))

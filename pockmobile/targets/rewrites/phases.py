@@ -64,8 +64,9 @@ def by_phases(
     def phase(first: int, second: int) -> Tensor:
         parts = [
             tap(i * width + j, (i // down, j // right))
-            for i in range(first, height, down)
-            for j in range(second, width, right)
+            # Those that begin behind all places are seen by none.
+            for i in range(first, min(height, down * places[0]), down)
+            for j in range(second, min(width, right * places[1]), right)
         ]
         return functools.reduce(torch.add, parts).permute(0, 2, 3, 1)
 
