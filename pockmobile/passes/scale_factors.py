@@ -103,9 +103,12 @@ def _seen(view: fx.Node) -> fx.Node:
 def _scaled_sum(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """Returns a number, and the sum that it multiplies, which nothing else reads."""
     for number, value in _by_number(node):
-        total = _seen(value)
-        is_only = len(value.users) == 1 == len(total.users)
-        if is_only and total.target is _aten.sum.dim_IntList:
+        total, is_only = value, len(value.users) == 1
+        while total.target in _VIEWS:
+            total = total.all_input_nodes[0]
+            is_only = is_only and len(total.users) == 1
+        is_sum = total.target is _aten.sum.dim_IntList and not total.kwargs
+        if is_only and is_sum and value_of(arguments(total)[0]).is_floating_point():
             return number, total
     return None
 
@@ -122,7 +125,8 @@ def _smallest(value: fx.Node) -> list[_Factor]:
     if value.target in _VIEWS:
         return _smallest(arguments(value)[0])
     if value.target is _aten.cat.default:
-        parts = [_smallest(part) for part in arguments(value)[0]]
+        # A part that is joined twice is scaled once.
+        parts = [_smallest(part) for part in value.all_input_nodes]
         return [factor for part in parts for factor in part] if all(parts) else []
     if value.target not in _PRODUCTS or len(value.all_input_nodes) != 2:
         return []

@@ -33,6 +33,14 @@ def test_so_are_those_of_all_that_is_joined() -> None:
     assert found == A.numel()
 
 
+def test_what_is_joined_twice_is_scaled_once() -> None:
+    def twice(lr: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        product = a @ b
+        return torch.cat([product, product]) * lr
+
+    assert _largest(twice, VALUES) == A.numel()
+
+
 def test_a_channel_s_scale_takes_the_number() -> None:
     values = {"lr": LR, "w": torch.randn(64, 1024), "scale": torch.rand(64, 1)}
     graph = trace(lambda lr, w, scale: w * scale * lr, values)
@@ -63,9 +71,23 @@ def test_a_sum_becomes_a_mean_whose_count_the_number_takes() -> None:
         lambda lr, a, b: a[:1, :1] * (a @ b),
         lambda lr, a, b: {"one": lr * (product := a @ b), "two": product},
         lambda lr, a, b: {"one": lr * (total := a.sum([0])), "two": total},
+        lambda lr, a, b: {
+            "one": lr * (view := a.sum([0]).reshape(8)).reshape(2, 4),
+            "two": view,
+        },
+        lambda lr, a, b: lr * a.long().sum([0]),
         lambda lr, a, b: lr * a.max(),
     ],
-    ids=["few", "no-product", "no-input", "read-twice", "sum-read-twice", "no-sum"],
+    ids=[
+        "few",
+        "no-product",
+        "no-input",
+        "read-twice",
+        "sum-read-twice",
+        "view-read-twice",
+        "whole-numbers",
+        "no-sum",
+    ],
 )
 def test_all_else_stays(function: Callable[..., Any]) -> None:
     graph = trace(function, VALUES)

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as schema
-from torch import nn
+from torch import Tensor, nn
 
 import pockmobile
+from pockmobile.targets.xnnpack import Xnnpack
 from pockmobile.targets.xnnpack.workspace import workspace
+from tests.passes.graphs import trace
 
 _MEASURE = """
 import ctypes, sys
@@ -98,3 +100,22 @@ def test_a_right_operand_that_comes_at_run_time_is_packed() -> None:
     operators = [_fully_connected(0, 1, 2), schema.XNNAbs(2, 3, 0)]
     assert workspace(operators, {2: 10}, {0: 5, 1: 7}) == [17, 10]
     assert workspace(operators, {2: 10}, {0: 5}) == [10, 10]
+
+
+def test_the_cost_model_knows_what_is_written_over() -> None:
+    def chain(x: Tensor) -> Tensor:
+        product = (x @ x.t()).relu()
+        return (product.exp().neg() + product).abs()
+
+    graph = trace(chain, {"x": torch.randn(4, 4)})
+    found = {
+        str(node.target): value and str(value.target)
+        for node in graph.nodes
+        if node.op == "call_function"
+        for value in [Xnnpack().overwritten(node, lambda item: len(item.users))]
+    }
+    # Fused; read twice, so that it stays; over what is read once; nothing reads the last.
+    assert found["aten.relu.default"] == "aten.mm.default"
+    assert found["aten.exp.default"] is None
+    assert found["aten.neg.default"] == "aten.exp.default"
+    assert found["aten.add.Tensor"] == "aten.neg.default"
