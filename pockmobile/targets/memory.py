@@ -3,10 +3,12 @@
 ExecuTorch's own algorithm puts values into buckets that never grow; on a training step of
 MobileNetV2 it takes 1.3 times the most bytes alive. Greedy by size (Pisarchyk & Lee,
 Efficient Memory Management for Deep Neural Net Inference, 2020, section 5.2) places each
-value, the largest first, into the smallest gap that is free during its life.
+value, the largest first, into the smallest gap that is free during its life; greedy by breadth
+(section 5.3) first those that are alive when most is.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 
 from executorch.exir.memory_planning import (
@@ -22,8 +24,8 @@ _ARENA = 1
 
 
 def memory_planner() -> MemoryPlanningAlgorithmSuite:
-    """Returns the planner of ExecuTorch's memory pass: the better of its own and ours."""
-    return MemoryPlanningAlgorithmSuite([greedy_in_order, greedy_by_size])
+    """Returns the planner of ExecuTorch's memory pass: the best of its own and ours."""
+    return MemoryPlanningAlgorithmSuite([greedy_in_order, greedy_by_size, greedy_by_breadth])
 
 
 def greedy_in_order(
@@ -41,19 +43,54 @@ def greedy_by_size(
 
     Values that share storage, or have a place already, are left to ExecuTorch's algorithm.
     """
+    return _planned(_by_size, alignment, specs, graph_module, graph_signature, padding)
+
+
+def greedy_by_breadth(
+    alignment: int, specs: set[Any], graph_module: Any, graph_signature: Any, padding: int = 0
+) -> MemoryAlgoResult:
+    """Places what is alive at the peak first; otherwise as `greedy_by_size`."""
+    return _planned(_by_breadth, alignment, specs, graph_module, graph_signature, padding)
+
+
+def _planned(
+    arrange: Callable[[Sequence[Any]], Iterable[Any]],
+    alignment: int,
+    specs: set[Any],
+    graph_module: Any,
+    graph_signature: Any,
+    padding: int,
+) -> MemoryAlgoResult:
     if any(spec.storage_base is not None or spec.mem_id is not None for spec in specs):
         return greedy_in_order(alignment, specs, graph_module, graph_signature, padding)
     ordered = _in_order(specs, graph_module)
     for spec in ordered:
         spec.realign(alignment)
-    arena = _Arena()
+    arena = Arena()
     result = MemoryAlgoResult({}, [])
-    largest_first = sorted(ordered, key=lambda spec: (-spec.allocated_memory, *spec.lifetime))
-    for number, spec in enumerate(largest_first):
+    for number, spec in enumerate(arrange(ordered)):
         offset = arena.place(spec.allocated_memory, *spec.lifetime)
         result.spec_dict[spec] = SpecAllocResult(_ARENA, number, offset)
     result.bufsizes = [0, arena.size + padding] if specs else [0, 0]
     return result
+
+
+def _by_size(specs: Sequence[Any]) -> list[Any]:
+    return sorted(specs, key=lambda spec: (-spec.allocated_memory, *spec.lifetime))
+
+
+def _by_breadth(specs: Sequence[Any]) -> list[Any]:
+    breadth = Counter[int]()
+    for spec in specs:
+        first, last = spec.lifetime
+        breadth.update(dict.fromkeys(range(first, last + 1), spec.allocated_memory))
+    widest = {time: place for place, (time, _) in enumerate(breadth.most_common())}
+
+    def first_met(spec: Any) -> int:
+        first, last = spec.lifetime
+        return min(widest[time] for time in range(first, last + 1))
+
+    return sorted(_by_size(specs), key=first_met)
 
 
 def _in_order(specs: Iterable[Any], graph_module: Any) -> list[Any]:
@@ -64,10 +101,11 @@ def _in_order(specs: Iterable[Any], graph_module: Any) -> list[Any]:
 
 
 @final
-class _Arena:
+class Arena:
     """Memory in which values lie during their lives, from `first` to `last` inclusive."""
 
     def __init__(self) -> None:
+        """Starts empty; `size` is in bytes."""
         self.size = 0
         self._placed: list[tuple[int, int, int, int]] = []  # start, stop, first, last
 
