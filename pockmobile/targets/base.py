@@ -43,7 +43,8 @@ class LoweredMethod:
     `num_delegated` counts the operators inside `num_partitions` delegates; `outside` lists
     each of the others. `frozen` maps the hash of each constant to its size in bytes.
     `memory` follows what delegates need beside the runtime's plan: the bytes alive while each
-    of their operators runs, one after the other, and the module that it is of.
+    of their operators runs, one after the other, and the module that it is of. `arena_bytes`
+    is what a backend plans for the largest of them, gaps included, where that is known.
     """
 
     module: nn.Module
@@ -53,11 +54,12 @@ class LoweredMethod:
     frozen: Mapping[str, int]
     memory: Sequence[tuple[int, str]] = ()
     delegates: Sequence[DelegateInfo] = ()
+    arena_bytes: int = 0
 
     @property
     def workspace_bytes(self) -> int:
         """The most bytes that delegates need beside the runtime's plan."""
-        return max((num_bytes for num_bytes, _ in self.memory), default=0)
+        return max([self.arena_bytes, *(num_bytes for num_bytes, _ in self.memory)])
 
 
 _LARGEST_SCALE: Final = 32768.0
@@ -79,6 +81,13 @@ class Target(ABC):
     name: str
     gradient_scale: float | None
     """What gradients are multiplied by while they are computed in float16; None in float32."""
+    saves_memory: bool = False
+    """Whether it needs less where operators run in parts, or again, to keep less alive.
+
+    A delegate that plans its memory by itself does not.
+    """
+    packs_products: bool = False
+    """Whether a product holds a copy of a right operand that comes at run time."""
     views: frozenset[Any]
     """The operators whose result lies where their input lies: they move nothing."""
 

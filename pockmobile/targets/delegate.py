@@ -35,8 +35,9 @@ class Compiled:
     """A delegate: its bytes for the `backend` of that name, and the data that it names.
 
     `constant_bytes` is its constants' sizes by hash. `memory` follows its workspace: bytes
-    alive while each of its operators runs, and the module that it is of. `options` are what
-    the backend is told when it loads the delegate.
+    alive while each of its operators runs, and the module that it is of; `arena_bytes` is what
+    the backend plans for them, where that is known. `options` are what the backend is told
+    when it loads the delegate.
     """
 
     backend: str
@@ -44,6 +45,7 @@ class Compiled:
     named_data: NamedDataStoreOutput | None = None
     constant_bytes: Mapping[str, int] = field(default_factory=dict)
     memory: Sequence[tuple[int, str]] = ()
+    arena_bytes: int = 0
     options: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -57,12 +59,14 @@ class Delegated:
     """A module whose delegates are compiled.
 
     `constant_bytes` is constants' sizes by hash. `memory` follows the delegates' workspace:
-    bytes alive while each of their operators runs, and the module that it is of.
+    bytes alive while each of their operators runs, and the module that it is of. The largest
+    arena of one takes `arena_bytes`.
     """
 
     module: nn.Module
     constant_bytes: Mapping[str, int]
     memory: Sequence[tuple[int, str]]
+    arena_bytes: int
     delegates: Sequence[DelegateInfo]
 
 
@@ -109,6 +113,7 @@ def lower_delegates(
         {**frozen, **delegated.constant_bytes},
         delegated.memory,
         delegated.delegates,
+        delegated.arena_bytes,
     )
 
 
@@ -165,6 +170,7 @@ class _Writer:
         self._constant_bytes: dict[str, int] = {}
         self._delegates: list[DelegateInfo] = []
         self._memory: list[tuple[int, str]] = []
+        self._arena_bytes = 0
 
     def add_host(self, node: fx.Node) -> None:
         """Copies a node that the host runs."""
@@ -183,6 +189,8 @@ class _Writer:
         self._delegates.append(_info(compiled, nodes))
         self._root.add_module(name, _lowered(compiled, inputs, outputs))
         self._memory += compiled.memory
+        # Delegates run one after the other, in one workspace.
+        self._arena_bytes = max(self._arena_bytes, compiled.arena_bytes)
         self._constant_bytes.update(compiled.constant_bytes)
         arguments = (self._graph.get_attr(name), *(self._memo[node] for node in inputs))
         call = self._graph.call_function(executorch_call_delegate, arguments)
@@ -197,8 +205,9 @@ class _Writer:
         for name in [name for name, _ in module.named_buffers() if name not in used]:
             delattr(module, name)
         module.recompile()
-        # Delegates run one after the other, in one workspace.
-        return Delegated(module, self._constant_bytes, self._memory, self._delegates)
+        return Delegated(
+            module, self._constant_bytes, self._memory, self._arena_bytes, self._delegates
+        )
 
 
 def _info(compiled: Compiled, nodes: Sequence[fx.Node]) -> DelegateInfo:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 import pockmobile
 from pockmobile.targets.xnnpack import Xnnpack
-from pockmobile.targets.xnnpack.workspace import workspace
+from pockmobile.targets.xnnpack.workspace import Life, alive, lives, planned_bytes
 from tests.passes.graphs import trace
 
 _MEASURE = """
@@ -67,6 +68,21 @@ def test_the_workspace_is_what_is_allocated(plan: str, tmp_path: Path) -> None:
     said = program.manifest.methods["train_step"].workspace_bytes
     assert said > 4 * _OVERHEAD
     assert said <= allocated <= 1.1 * said + _OVERHEAD
+
+
+def workspace(
+    operators: Sequence[Any], sizes: Mapping[int, int], inputs: Mapping[int, int]
+) -> list[int]:
+    return alive(lives(operators, sizes, inputs), len(operators))
+
+
+def test_gaps_between_values_are_planned() -> None:
+    # The second lies above the first, and stays; the third is too large for the gap.
+    values = [Life(64, 0, 1), Life(65, 1, 3), Life(128, 2, 3)]
+    assert alive(values, 4) == [64, 129, 193, 193]
+    assert planned_bytes(values) == 256
+    values = [Life(256, 0, 1), Life(192, 1, 3), Life(320, 2, 3)]
+    assert planned_bytes(values) == 320 + 192
 
 
 def _fully_connected(source: int, weight: int, result: int) -> Any:

@@ -39,7 +39,7 @@ from torch import Tensor
 from pockmobile.targets.xnnpack.content import Content
 from pockmobile.targets.xnnpack.layout import product
 from pockmobile.targets.xnnpack.quantize import Quantized
-from pockmobile.targets.xnnpack.workspace import workspace
+from pockmobile.targets.xnnpack.workspace import Life, lives
 
 NO_VALUE: Final[int] = XNN_INVALID_VALUE_ID
 _ALIGNMENT: Final = 64
@@ -183,8 +183,8 @@ class BlobBuilder:
         limits = OutputMinMax(*bounds) if bounds else None
         self._graph.xnodes.append(XNode(operator, self.num_nodes, limits))
 
-    def workspace(self) -> list[int]:
-        """Returns the bytes that values inside the delegate take while each operator runs."""
+    def lives(self) -> list[Life]:
+        """Returns what lies in the workspace while operators run."""
         sizes = {
             identifier: _WIDTHS.get(self._tensor(identifier).datatype, 4)
             * product(self.shape(identifier))
@@ -192,7 +192,7 @@ class BlobBuilder:
         }
         inside = {key: size for key, size in sizes.items() if not self.is_external(key)}
         inputs = {key: sizes[key] for key in self._graph.input_ids}
-        return workspace([node.xnode_union for node in self._graph.xnodes], inside, inputs)
+        return lives([node.xnode_union for node in self._graph.xnodes], inside, inputs)
 
     def serialize(self) -> bytes:
         """Returns the delegate's bytes."""

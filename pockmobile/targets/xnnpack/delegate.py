@@ -8,6 +8,7 @@ from pockmobile.targets.delegate import Compile, Compiled
 from pockmobile.targets.xnnpack.emitter import Emitter
 from pockmobile.targets.xnnpack.quantize import Precision
 from pockmobile.targets.xnnpack.support import EMITTERS
+from pockmobile.targets.xnnpack.workspace import planned_bytes
 
 
 def compiler(constants: Mapping[fx.Node, Tensor], frozen_weights: Precision) -> Compile:
@@ -29,6 +30,7 @@ def compiler(constants: Mapping[fx.Node, Tensor], frozen_weights: Precision) -> 
             named_data=emitter.blob.store.get_named_data_store_output(),
             constant_bytes=emitter.blob.constant_bytes,
             memory=emitter.memory(),
+            arena_bytes=planned_bytes(emitter.blob.lives()),
         )
 
     return compile_delegate

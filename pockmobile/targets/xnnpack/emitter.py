@@ -24,6 +24,7 @@ from pockmobile.targets.xnnpack.layout import (
     storage_in,
 )
 from pockmobile.targets.xnnpack.quantize import Precision
+from pockmobile.targets.xnnpack.workspace import alive
 
 Operand: TypeAlias = Value | Constant
 Emit: TypeAlias = Callable[["Emitter", fx.Node], Operand]
@@ -99,7 +100,8 @@ class Emitter:
 
     def memory(self) -> list[tuple[int, str]]:
         """Returns the bytes alive while each operator runs, and the module that it is of."""
-        return list(zip(self.blob.workspace(), self._modules, strict=True))
+        num_bytes = alive(self.blob.lives(), self.blob.num_nodes)
+        return list(zip(num_bytes, self._modules, strict=True))
 
     def _mark(self, node: fx.Node) -> None:
         """Says that the operators since the last mark were emitted for a node."""

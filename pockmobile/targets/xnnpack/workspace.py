@@ -1,12 +1,17 @@
-"""What a delegate's values take while each of its operators runs, as XNNPACK plans them."""
+"""What a delegate's values take in memory, as XNNPACK plans them."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Final, final
 
 from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as schema
 from executorch.backends.xnnpack.utils.xnnpack_constants import XNN_INVALID_VALUE_ID
 
+from pockmobile.targets.memory import Arena
+
+_ALIGNMENT: Final = 64
 _IN_PLACE: Final = (
     schema.XNNAbs,
     schema.XNNAdd,
@@ -45,16 +50,25 @@ _CLAMPING: Final = (
 """Operators into which XNNPACK fuses the clamp behind them."""
 
 
-def workspace(
-    operators: Sequence[Any], sizes: Mapping[int, int], inputs: Mapping[int, int]
-) -> list[int]:
-    """Returns the bytes that are alive while each operator runs.
+@final
+@dataclass(frozen=True)
+class Life:
+    """A value in the workspace: its bytes, and the first and the last operator that need it."""
 
-    XNNPACK plans its workspace when a program is loaded, as `runtime.c` and
-    `memory-planner.c` of google/XNNPACK do; this is the least that it can be in the order of
-    the operators, without alignment. An elementwise operator writes over an argument that
-    nothing else reads, if one operator reads its result; so do copies, softmaxes and reshapes.
-    A product packs a right operand that comes at run time.
+    num_bytes: int
+    first: int
+    last: int
+
+
+def lives(
+    operators: Sequence[Any], sizes: Mapping[int, int], inputs: Mapping[int, int]
+) -> list[Life]:
+    """Returns what XNNPACK keeps in its workspace.
+
+    XNNPACK plans that when a program is loaded, as `runtime.c` and `memory-planner.c` of
+    google/XNNPACK do. An elementwise operator writes over an argument that nothing else reads,
+    if one operator reads its result; so do copies, softmaxes and reshapes. A product packs a
+    right operand that comes at run time.
 
     Args:
         operators: what the delegate's nodes do, in order.
@@ -62,22 +76,35 @@ def workspace(
         inputs: those of the values that come in.
     """
     places = _places(operators, sizes)
-    last = {
-        places.get(used, used): step
-        for step, item in enumerate(operators)
-        for used in (*_inputs(item), item.output_id)
-    }
-    live: dict[int, int] = {}
-    sums: list[int] = []
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    packed = []
     for step, item in enumerate(operators):
-        for used in (*_inputs(item), item.output_id):
-            place = places.get(used, used)
-            live.update({place: sizes[place]} if place in sizes else {})
+        used = [places.get(value, value) for value in (*_inputs(item), item.output_id)]
+        for place in filter(sizes.__contains__, used):
+            first.setdefault(place, step)
+            last[place] = step
         right = _right(item)
-        packed = sizes.get(right, inputs.get(right, 0))
-        sums.append(sum(live.values()) + packed)
-        live = {place: size for place, size in live.items() if last[place] > step}
-    return sums
+        packed.append(Life(sizes.get(right, inputs.get(right, 0)), step, step))
+    made = [Life(sizes[place], first[place], last[place]) for place in sorted(first)]
+    return [*made, *(life for life in packed if life.num_bytes)]
+
+
+def alive(values: Sequence[Life], num_operators: int) -> list[int]:
+    """Returns the bytes that are needed while each operator runs."""
+    changes = [0] * (num_operators + 1)
+    for life in values:
+        changes[life.first] += life.num_bytes
+        changes[life.last + 1] -= life.num_bytes
+    return list(accumulate(changes))[:-1]
+
+
+def planned_bytes(values: Sequence[Life]) -> int:
+    """Returns the size of the workspace in which XNNPACK places them, the largest first."""
+    arena = Arena()
+    for life in sorted(values, key=lambda life: -life.num_bytes):
+        arena.place(-(-life.num_bytes // _ALIGNMENT) * _ALIGNMENT, life.first, life.last)
+    return arena.size
 
 
 def _right(item: Any) -> int:
