@@ -34,7 +34,7 @@ from pockmobile.graph import JointGraph, Role
 from pockmobile.graph.columns import run_width
 from pockmobile.loss import Loss, resolve_loss
 from pockmobile.optim import SGD, Optimizer
-from pockmobile.pipeline import chunk_width, pruning, rewriting, rounding
+from pockmobile.pipeline import arranging, chunk_width, pruning, rewriting, rounding
 from pockmobile.plan import UpdatePlan, check_plan, resolve_plan
 from pockmobile.targets import Target, lower_program, resolve_target
 
@@ -255,8 +255,7 @@ def _rewrite(
             p.ChunkLoss(recipe.chunk_width),
             p.NarrowGradients(),
             *rewriting(recipe.target),
-            # Last, so that it sees the operators that will really run.
-            p.ReorderForMemory(),
+            *arranging(recipe.target),
         ],
     )
     if recipe.memory_budget is not None:
@@ -274,7 +273,8 @@ def _rewrite(
     }
     for method, graph in {"evaluate": measured, **others}.items():
         own = [*pruning_of.get(method, prune), *cuts.get(method, [])]
-        graphs[method], _ = p.run_passes(graph, [*own, *rewriting(recipe.target)])
+        own = [*own, *rewriting(recipe.target), *arranging(recipe.target, train)]
+        graphs[method], _ = p.run_passes(graph, own)
     return _Rewritten(graphs, [*first, *rest], pruned.num_operators)
 
 

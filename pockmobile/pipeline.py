@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from pockmobile import passes as p
 from pockmobile.errors import UsageError
+from pockmobile.graph import JointGraph
 from pockmobile.graph.columns import WHOLE
+from pockmobile.graph.liveness import Liveness
 from pockmobile.plan import UpdatePlan
 from pockmobile.targets import Target
 
@@ -63,3 +65,19 @@ def cleaning() -> Sequence[p.Pass]:
 def rewriting(target: Target) -> Sequence[p.Pass]:
     """From plain ATen to the target's operators."""
     return [*simplification(), *target.passes(), *cleaning()]
+
+
+def arranging(target: Target, beside: JointGraph | None = None) -> Sequence[p.Pass]:
+    """Lowers what is alive at once among the operators that will really run.
+
+    It need be no lower than that of another graph that runs `beside`.
+    """
+    if not target.saves_memory:
+        return [p.ReorderForMemory()]
+    views, overwritten = target.views, target.overwritten
+    limit = Liveness.of(beside, views, overwritten).peak if beside else 0
+    return [
+        p.ReorderForMemory(),
+        p.ScaleAgain(views, overwritten),
+        p.SplitBatch(limit, views, overwritten),
+    ]

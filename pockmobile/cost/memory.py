@@ -43,9 +43,13 @@ class Memory:
 
     def run(self, arena: Arena, transient: int, label: str, phase: str) -> None:
         """Notes that an operator runs, which holds `transient` bytes for itself."""
+        self.pass_peak(arena, transient)
+        self.moments.append(Moment(label, sum(self._live) + transient, phase))
+
+    def pass_peak(self, arena: Arena, transient: int) -> None:
+        """Notes that so many bytes more than what is held are alive for a while."""
         self._live[arena] += transient
         self.peak = [max(pair) for pair in zip(self.peak, self._live, strict=True)]
-        self.moments.append(Moment(label, sum(self._live), phase))
         self._live[arena] -= transient
 
     def end(self, number: int) -> None:

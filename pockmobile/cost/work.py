@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from pockmobile.graph import JointGraph, rewrite
+from pockmobile.graph.joint import constant_nodes
 from pockmobile.graph.rewrite import shape_of, value_of
 from pockmobile.targets import Target
 
@@ -102,10 +103,12 @@ def _peak(
     }
     live = {node: num_bytes(node) for node in held}
     peak = sum(live.values())
+    constants = constant_nodes(graph)
     for index, node in enumerate(graph.nodes):
         if node in made and places[node] is node:
             live[node] = num_bytes(node)
-            peak = max(peak, sum(live.values()))
+        beside = _packed(node, constants).get(Work.PACKED, 0) if target.packs_products else 0
+        peak = max(peak, sum(live.values()) + int(beside))
         live = {
             value: size
             for value, size in live.items()
@@ -127,17 +130,6 @@ def _is_host(
         for value in (node, *node.all_input_nodes)
         if isinstance(value.meta["val"], Tensor)
     )
-
-
-def constant_nodes(graph: JointGraph) -> set[fx.Node]:
-    """Returns the nodes that depend on no input."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op == "get_attr" or (
-            node.op == "call_function" and all(p in found for p in node.all_input_nodes)
-        ):
-            found.add(node)
-    return found
 
 
 def root(node: fx.Node, target: Target) -> fx.Node:

@@ -137,6 +137,17 @@ def add_constant(module: fx.GraphModule, value: Tensor) -> fx.Node:
     return node
 
 
+def constant_nodes(graph: JointGraph) -> set[fx.Node]:
+    """Returns the nodes that depend on no input."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "get_attr" or (
+            node.op == "call_function" and all(p in found for p in node.all_input_nodes)
+        ):
+            found.add(node)
+    return found
+
+
 def constant_value(node: fx.Node) -> Tensor:
     """Returns the tensor of a `get_attr` node."""
     value = getattr(node.graph.owning_module, str(node.target))

@@ -75,6 +75,22 @@ def is_random(node: fx.Node) -> bool:
     return torch.Tag.nondeterministic_seeded in tags
 
 
+_MOVING: Final = (
+    torch.ops.aten.cat.default,
+    torch.ops.aten.slice_copy.Tensor,
+    torch.ops.aten.view_copy.default,
+    torch.ops.aten.permute_copy.default,
+    torch.ops.aten.expand_copy.default,
+)
+
+
+def is_cheap(node: fx.Node) -> bool:
+    """Whether an operator computes each element by itself, or only moves them."""
+    if node.op != "call_function" or is_random(node):
+        return False
+    return torch.Tag.pointwise in getattr(node.target, "tags", ()) or node.target in _MOVING
+
+
 def origin(node: fx.Node) -> dict[str, str]:
     """Returns the part of a node's meta that says where it came from."""
     return {key: str(node.meta.get(key, "")) for key in (MODULE_KEY, LINE_KEY)}

@@ -21,8 +21,10 @@ from pockmobile.passes.remove_noops import RemoveNoops
 from pockmobile.passes.reorder_for_memory import ReorderForMemory
 from pockmobile.passes.round_gradients import RoundGradients, computed_in_half, is_rounding
 from pockmobile.passes.round_tables import RoundTables
+from pockmobile.passes.scale_again import ScaleAgain
 from pockmobile.passes.scale_factors import ScaleFactors
 from pockmobile.passes.scatter_last import ScatterLast
+from pockmobile.passes.split_batch import SplitBatch
 from pockmobile.passes.split_one_hot import SplitOneHot
 from pockmobile.passes.spread_powers import SpreadPowers
 from pockmobile.passes.sum_rows import SumRows
@@ -51,8 +53,10 @@ __all__ = [
     "ReorderForMemory",
     "RoundGradients",
     "RoundTables",
+    "ScaleAgain",
     "ScaleFactors",
     "ScatterLast",
+    "SplitBatch",
     "SplitOneHot",
     "SpreadPowers",
     "SumRows",

@@ -1,4 +1,4 @@
-"""Pass: runs an operator early where that frees memory."""
+"""Pass: runs an operator early where that frees memory, and late where it takes some."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import final
 from torch import fx
 
 from pockmobile.graph import JointGraph
+from pockmobile.graph.order import made_late
 from pockmobile.graph.rewrite import num_bytes
 from pockmobile.passes.base import Pass, finish
 
@@ -17,7 +18,9 @@ class ReorderForMemory(Pass):
     """Moves up each operator whose inputs die with it and outweigh what it makes.
 
     So each parameter is updated as soon as its gradient exists, and the gradient is gone.
-    The most bytes alive at once, inputs and constants not counted, never become more.
+    What cheap operators make of inputs alone is made where it is first read: the inputs are
+    there all the time. The most bytes alive at once, inputs and constants not counted, never
+    become more.
 
     Before: g1 = ...; g2 = ...; w1' = w1 - lr * g1; w2' = w2 - lr * g2
     After:  g1 = ...; w1' = w1 - lr * g1; g2 = ...; w2' = w2 - lr * g2
@@ -71,10 +74,11 @@ class _Memory:
 
 def _schedule(graph: JointGraph) -> list[fx.Node]:
     """Returns the nodes in the new order."""
-    limit = _peak(graph.nodes)
-    position = {node: index for index, node in enumerate(graph.nodes)}
+    limit, late = _peak(graph.nodes), made_late(list(graph.nodes))
+    order = late if _peak(late) <= limit else list(graph.nodes)
+    position = {node: index for index, node in enumerate(order)}
     memory = _Memory()
-    for node in graph.nodes:
+    for node in order:
         if node in memory.placed:
             continue
         memory.place(node)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from pockmobile.cost.work import NO_LOAD, Load, Work, constant_nodes, load_of, work_of
+from pockmobile.cost.work import NO_LOAD, Load, Work, load_of, work_of
 from pockmobile.graph import JointGraph
+from pockmobile.graph.joint import constant_nodes
 from pockmobile.graph.rewrite import call
 from pockmobile.targets import Target
 from pockmobile.targets.portable import Portable

@@ -50,6 +50,8 @@ class Xnnpack(Target):
     frozen_weights: Precision = "fp32"
     name = "xnnpack"
     gradient_scale = None
+    saves_memory = True
+    packs_products = True
     views = frozenset(
         {_aten.view_copy.default, _aten.permute_copy.default, _aten.expand_copy.default}
     )
