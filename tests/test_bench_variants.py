@@ -13,7 +13,7 @@ from pockmobile import passes
 from pockmobile.models import mobilenet_v2
 from pockmobile.models.transformer_lm import TransformerLM
 from pockmobile.passes import NarrowGradients, SplitOneHot, run_passes
-from pockmobile.pipeline import rewriting
+from pockmobile.pipeline import arranging, rewriting
 from pockmobile.targets import resolve_target
 from scripts.benchmark.eager import freeze_rest, keep_part
 from scripts.benchmark.measure import num_steps_of_round
@@ -124,9 +124,9 @@ def test_every_variant_is_named_by_what_it_trains() -> None:
 
 
 def test_every_pass_that_can_be_left_out_is_one_of_the_compiler() -> None:
-    own = (SplitOneHot(), NarrowGradients(), *rewriting(resolve_target("xnnpack")))
-    known = {item.name for item in own}
-    assert {*PASSES} <= known | {"reorder-for-memory"}
+    target = resolve_target("xnnpack")
+    own = (SplitOneHot(), NarrowGradients(), *rewriting(target), *arranging(target))
+    assert {*PASSES} <= {item.name for item in own}
     # What its target's operators and the plan need is not among them.
     assert not {"decompose", "apply-plan", "append-optimizer", "canonicalize"} & {*PASSES}
 

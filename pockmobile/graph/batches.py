@@ -1,9 +1,9 @@
 """Finds operators that can run for a part of the batch at a time, so that less is alive."""
 
 import operator
-from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from typing import Final, final
 
@@ -60,7 +60,7 @@ def best_parts(
     """
     peak = live.alive.index(live.peak)
     most = live.peak - live.peak // _LEAST_GAIN
-    if live.peak <= limit_bytes:
+    if live.peak <= limit_bytes or not _is_per_example(live.nodes[peak], constants):
         return None
     found = [
         (max(after, limit_bytes), parts)
@@ -152,11 +152,12 @@ def _ways(live: Liveness, operators: tuple[fx.Node, ...]) -> Iterator[tuple[int,
     if not _is_small(live, entries):
         return
     copied = sum(_held(node) for node in operators)
+    course = _Course.of(live, operators, entries)
     num_examples = shape_of(operators[-1])[0]
     for number in range(2, min(num_examples, _MOST_PARTS) + 1):
         if num_examples % number == 0:
-            parts = Parts(operators, entries, number)
-            yield _peak(live, parts) + (number - 1) * copied, parts
+            peak = course.peak(number) + (number - 1) * copied
+            yield peak, Parts(operators, entries, number)
 
 
 _POINTER: Final = 8
@@ -176,28 +177,55 @@ def _held(node: fx.Node) -> int:
     return weights + _POINTER * pointers
 
 
-def _peak(live: Liveness, parts: Parts) -> int:
-    """Returns the most bytes alive, copies of constants apart."""
-    start, stop = live.place[parts.operators[0]], live.place[parts.result]
-    inner, cut, kept = Counter[int](), Counter[int](), Counter[int]()
-    for own in dict.fromkeys(live.owner[node] for node in parts.operators):
-        _add(inner, own, live.first[own], min(live.last[own], stop))
-    for entry in parts.entries:
-        reads = [live.place[user] for user in entry.users if user in parts.operators]
-        _add(cut, entry, start, max(reads))
-        if entry.op == "call_function":  # It stays until its last part was read.
-            _add(kept, entry, live.last[live.owner[entry]] + 1, stop)
-    count, whole = parts.num_parts, num_bytes(parts.result)
-    made = whole - whole // count
-    during = (
-        live.alive[place] - inner[place] + kept[place] + made
-        + (inner[place] + cut[place]) // count
-        for place in range(start, stop + 1)
-    )  # fmt: skip
-    joined = live.alive[stop] - inner[stop] + 2 * whole
-    return max(*live.alive[:start], *live.alive[stop + 1 :], *during, joined)
+@final
+@dataclass(frozen=True)
+class _Course:
+    """What is alive from the first of some operators to the last, copies of constants apart.
+
+    `inner` is what lies between them, `cut` what they read of the entries; `outer` is alive
+    beside, and what is read as long as a part is missing. `whole` is their result, and `rest`
+    the most that is alive before and after.
+    """
+
+    inner: tuple[int, ...]
+    cut: tuple[int, ...]
+    outer: tuple[int, ...]
+    whole: int
+    rest: int
+
+    @staticmethod
+    def of(
+        live: Liveness, operators: tuple[fx.Node, ...], entries: Sequence[fx.Node]
+    ) -> "_Course":
+        start, stop = live.place[operators[0]], live.place[operators[-1]]
+        inner, cut, kept = ([0] * (stop + 2) for _ in range(3))
+        for own in dict.fromkeys(live.owner[node] for node in operators):
+            _add(inner, own, live.first[own], min(live.last[own], stop))
+        for entry in entries:
+            reads = [live.place[user] for user in entry.users if user in operators]
+            _add(cut, entry, start, max(reads))
+            if entry.op == "call_function":  # It stays until its last part was read.
+                _add(kept, entry, max(start, live.last[live.owner[entry]] + 1), stop)
+        inner, cut, kept = ([*accumulate(x)][start:-1] for x in (inner, cut, kept))
+        alive = live.alive[start : stop + 1]
+        outer = [a - i + k for a, i, k in zip(alive, inner, kept, strict=True)]
+        rest = max((*live.alive[:start], *live.alive[stop + 1 :]), default=0)
+        whole = num_bytes(operators[-1])
+        return _Course(tuple(inner), tuple(cut), tuple(outer), whole, rest)
+
+    def peak(self, count: int) -> int:
+        """Returns the most bytes alive with so many parts."""
+        made = self.whole - self.whole // count
+        during = (
+            beside + made + (inner + cut) // count
+            for beside, inner, cut in zip(self.outer, self.inner, self.cut, strict=True)
+        )
+        joined = self.outer[-1] + 2 * self.whole
+        return max(self.rest, joined, *during)
 
 
-def _add(total: Counter[int], value: fx.Node, first: int, last: int) -> None:
-    for place in range(first, last + 1):
-        total[place] += num_bytes(value)
+def _add(changes: list[int], value: fx.Node, first: int, last: int) -> None:
+    """Adds a value that is alive from one place to another."""
+    if first <= last:
+        changes[first] += num_bytes(value)
+        changes[last + 1] -= num_bytes(value)

@@ -49,7 +49,10 @@ def shape_of(node: fx.Node) -> list[int]:
 
 def num_bytes(node: fx.Node) -> int:
     """Returns the size of all tensors that a node yields."""
-    values = [leaf for leaf in tree_leaves(node.meta["val"]) if isinstance(leaf, Tensor)]
+    value = node.meta["val"]
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    values = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
     return sum(value.numel() * value.element_size() for value in values)
 
 

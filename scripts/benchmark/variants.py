@@ -108,6 +108,8 @@ PASSES: Final = (
     "fold-trained-scale",
     "scale-factors",
     "reorder-for-memory",
+    "scale-again",
+    "split-batch",
 )
 """The passes that can be left out: what they make is a better program, not a right one."""
 _WITHOUT: Final = tuple(
