@@ -35,12 +35,14 @@ def test_a_program_that_was_made_before_is_read() -> None:
     assert Manifest.from_json(json.dumps(value)) == tiny_manifest()
 
 
-def test_the_peak_is_the_workspace() -> None:
+def test_the_peak_is_the_workspace_but_for_gaps() -> None:
     torch.manual_seed(0)
     program = pockmobile.compile(residual_cnn(), (torch.randn(4, 3, 16, 16),))
     method = program.manifest.methods["train_step"]
     assert 1 < len(method.moments) <= 72
-    assert max(moment.num_bytes for moment in method.moments) == method.workspace_bytes
+    peak = max(moment.num_bytes for moment in method.moments)
+    # Gaps between values come on top.
+    assert peak <= method.workspace_bytes <= 1.02 * peak
     assert all(moment.module for moment in method.moments[:3])
     assert "workspace over train_step" in program.report()
     assert program.manifest.methods["predict"].moments == ()

@@ -1,9 +1,12 @@
 """Follows the bytes alive during a step: those in the runtime's plan and in delegates."""
 
+import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import final
+from typing import Final, final
+
+from pockmobile.targets.memory import Arena as Placed
 
 
 class Arena(IntEnum):
@@ -25,21 +28,40 @@ class Moment:
 
 @final
 @dataclass
+class _Life:
+    """A value that is held, from one moment to another."""
+
+    num_bytes: int
+    first: int
+    last: int
+
+
+_SMALL: Final = 64
+"""A value so many times smaller than the peak finds a gap."""
+
+
+@final
+@dataclass
 class Memory:
     """What is alive, operator by operator; `moments` tells its course."""
 
     peak: list[int] = field(default_factory=lambda: [0, 0])
     moments: list[Moment] = field(default_factory=list)
     _live: list[int] = field(default_factory=lambda: [0, 0])
-    _ending: dict[int, list[tuple[Arena, int]]] = field(
+    _lives: list[_Life] = field(default_factory=list)
+    _ending: dict[int, list[tuple[Arena, _Life]]] = field(
         default_factory=lambda: defaultdict(list)
     )
+    _now: int = 0
 
     def hold(self, num_bytes: int, arena: Arena, last: int | None) -> None:
         """Keeps a value until operator number `last` has run, or (None) to the end."""
         self._live[arena] += num_bytes
+        life = _Life(num_bytes, self._now, sys.maxsize)
+        if arena is Arena.WORKSPACE:
+            self._lives.append(life)
         if last is not None:
-            self._ending[last].append((arena, num_bytes))
+            self._ending[last].append((arena, life))
 
     def run(self, arena: Arena, transient: int, label: str, phase: str) -> None:
         """Notes that an operator runs, which holds `transient` bytes for itself."""
@@ -51,8 +73,22 @@ class Memory:
         self._live[arena] += transient
         self.peak = [max(pair) for pair in zip(self.peak, self._live, strict=True)]
         self._live[arena] -= transient
+        if arena is Arena.WORKSPACE:
+            self._lives.append(_Life(transient, self._now, self._now))
+        self._now += 1
 
     def end(self, number: int) -> None:
         """Frees what was read last by operator `number`."""
-        for arena, num_bytes in self._ending.pop(number, ()):
-            self._live[arena] -= num_bytes
+        for arena, life in self._ending.pop(number, ()):
+            self._live[arena] -= life.num_bytes
+            life.last = self._now - 1
+
+    @property
+    def workspace_bytes(self) -> int:
+        """What a delegate plans that places the largest values first, gaps included."""
+        peak = self.peak[Arena.WORKSPACE]
+        large = [life for life in self._lives if life.num_bytes * _SMALL > peak]
+        placed = Placed()
+        for life in sorted(large, key=lambda life: -life.num_bytes):
+            placed.place(life.num_bytes, life.first, life.last)
+        return max(peak, placed.size)

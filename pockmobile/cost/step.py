@@ -72,8 +72,8 @@ class Step:
             if not model.clips:
                 self._update_all(updates[number])
             self._memory.end(number)
-            beside = self._arranged.joined.get(model.nodes[number], 0)
-            self._memory.pass_peak(Arena.WORKSPACE, beside)
+            if beside := self._arranged.joined.get(model.nodes[number]):
+                self._memory.pass_peak(Arena.WORKSPACE, beside)
         if model.clips:
             self._update_in_the_end()
         peak = self._memory.peak
@@ -81,7 +81,7 @@ class Step:
         state += COUNTER_BYTES if model.optimizer.counts_steps else 0
         return Estimate(
             peak[Arena.PLAN] + self._written,
-            peak[Arena.WORKSPACE],
+            self._memory.workspace_bytes,
             state,
             seconds(self._work, model.target.name),
             dict(self._work),

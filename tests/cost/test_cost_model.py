@@ -289,10 +289,9 @@ def test_a_forward_pass_that_runs_in_parts_is_reckoned(monkeypatch: pytest.Monke
     predicted = estimates()
     for plan, workspace in zip(plans, predicted, strict=True):
         program = pockmobile.compile(model, (images,), plan=plan)
-        # Where XNNPACK leaves gaps, it plans more.
-        moments = program.manifest.methods["train_step"].moments
-        assert workspace == pytest.approx(max(item.num_bytes for item in moments), rel=ERROR)
+        planned = program.manifest.methods["train_step"].workspace_bytes
+        assert workspace == pytest.approx(planned, rel=ERROR)
     monkeypatch.setattr(Xnnpack, "saves_memory", False)
     whole_batch = estimates()
-    assert predicted[0] < 0.6 * whole_batch[0]
+    assert predicted[0] < 0.7 * whole_batch[0]
     assert predicted[1] <= whole_batch[1]
