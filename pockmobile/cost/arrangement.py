@@ -61,9 +61,9 @@ class Arrangement:
         held.append((whole - whole // count, live.nodes[max(start, live.place[into] - 1)]))
         for entry in parts.entries:
             reads = [node for node in parts.operators if entry in node.all_input_nodes]
-            held.append((num_bytes(entry) // count, reads[-1]))
             own = live.owner[entry]
-            if own.op == "call_function":
+            if own.op == "call_function":  # Of what comes in, the copy is counted.
+                held.append((num_bytes(entry) // count, reads[-1]))
                 self.last[own] = live.nodes[max(live.last[own], stop)]
         self.joined[parts.result] = whole
         copied = whole + sum(map(num_bytes, parts.entries))

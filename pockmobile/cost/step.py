@@ -17,6 +17,7 @@ from pockmobile.cost.rates import seconds
 from pockmobile.cost.work import Load, Work, num_bytes
 from pockmobile.graph.liveness import Liveness
 from pockmobile.graph.order import made_late
+from pockmobile.graph.rewrite import value_of
 
 COUNTER_BYTES: Final = 4
 """The counter of steps that some optimizers share: float32 [1]."""
@@ -233,12 +234,22 @@ class Step:
     def _run(self, number: int) -> None:
         load = self._loads[number]
         self._work.update(load.work)
+        self._hold_images(number)
         if self._places[number] == number:
             self._hold(number)
         phase = "forward" if self._model.loss_needs[number] else "backward"
         arena = Arena.PLAN if load.is_host else Arena.WORKSPACE
         name = str(self._model.nodes[number].meta.get("module", ""))
         self._memory.run(arena, load.transient_bytes // self._share(number), name, phase)
+
+    def _hold_images(self, number: int) -> None:
+        """Keeps what a delegate makes of images that come in: a copy, channels innermost."""
+        model = self._model
+        for parent in model.parents[number] if model.target.saves_memory else ():
+            is_input = model.nodes[parent].op == "placeholder" and model.reads_data[parent]
+            if is_input and value_of(model.nodes[parent]).dim() == 4:
+                size = model.sizes[parent] // self._share(number)
+                self._memory.hold(size, Arena.WORKSPACE, number)
 
     def _join(self, number: int) -> None:
         """Counts a weight whose trained channels are joined with its frozen ones."""
