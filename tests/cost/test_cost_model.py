@@ -101,10 +101,11 @@ def test_memory_and_state_with_every_optimizer(
     name: str, target: str, optimizer: Optimizer
 ) -> None:
     # XNNPACK keeps reshaped copies for the backward pass, which no single operator shows:
-    # much of so small a model's memory.
-    allowed = 2 * ERROR if target == "xnnpack" else ERROR
+    # much of so small a model's memory. An optimizer with tensors of its own updates later
+    # than is reckoned where an update makes more than it frees.
+    is_exact = target == "portable" and not optimizer.slots
     for selection in selections(name).values():
-        check(name, target, selection, optimizer, allowed)
+        check(name, target, selection, optimizer, ERROR if is_exact else 2 * ERROR)
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
