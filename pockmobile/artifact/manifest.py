@@ -105,8 +105,8 @@ class Delegate:
 class Method:
     """One method of the program; `num_operators` run on each call, delegated or outside.
 
-    The runtime plans `planned_bytes`; delegates need `workspace_bytes` beside them, at least
-    (an estimate: a delegate plans its own memory when it is loaded). `moments` follow these
+    The runtime plans `planned_bytes`; delegates need `workspace_bytes` beside them (XNNPACK's
+    own plan; of Core ML and QNN an estimate from below). `moments` follow these
     over a training step.
     """
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, final
 
-from pockmobile.targets.memory import Arena as Placed
+from pockmobile.targets.memory import Life, largest_first
 
 
 class Arena(IntEnum):
@@ -26,16 +26,6 @@ class Moment:
     phase: str
 
 
-@final
-@dataclass
-class _Life:
-    """A value that is held, from one moment to another."""
-
-    num_bytes: int
-    first: int
-    last: int
-
-
 _SMALL: Final = 64
 """A value so many times smaller than the peak finds a gap."""
 
@@ -48,8 +38,8 @@ class Memory:
     peak: list[int] = field(default_factory=lambda: [0, 0])
     moments: list[Moment] = field(default_factory=list)
     _live: list[int] = field(default_factory=lambda: [0, 0])
-    _lives: list[_Life] = field(default_factory=list)
-    _ending: dict[int, list[tuple[Arena, _Life]]] = field(
+    _lives: list[Life] = field(default_factory=list)
+    _ending: dict[int, list[tuple[Arena, int, int]]] = field(
         default_factory=lambda: defaultdict(list)
     )
     _now: int = 0
@@ -57,11 +47,8 @@ class Memory:
     def hold(self, num_bytes: int, arena: Arena, last: int | None) -> None:
         """Keeps a value until operator number `last` has run, or (None) to the end."""
         self._live[arena] += num_bytes
-        life = _Life(num_bytes, self._now, sys.maxsize)
-        if arena is Arena.WORKSPACE:
-            self._lives.append(life)
-        if last is not None:
-            self._ending[last].append((arena, life))
+        end = sys.maxsize if last is None else last
+        self._ending[end].append((arena, num_bytes, self._now))
 
     def run(self, arena: Arena, transient: int, label: str, phase: str) -> None:
         """Notes that an operator runs, which holds `transient` bytes for itself."""
@@ -74,21 +61,27 @@ class Memory:
         self.peak = [max(pair) for pair in zip(self.peak, self._live, strict=True)]
         self._live[arena] -= transient
         if arena is Arena.WORKSPACE:
-            self._lives.append(_Life(transient, self._now, self._now))
+            self._lives.append(Life(transient, self._now, self._now))
         self._now += 1
 
     def end(self, number: int) -> None:
         """Frees what was read last by operator `number`."""
-        for arena, life in self._ending.pop(number, ()):
-            self._live[arena] -= life.num_bytes
-            life.last = self._now - 1
+        for arena, num_bytes, first in self._ending.pop(number, ()):
+            self._live[arena] -= num_bytes
+            if arena is Arena.WORKSPACE:
+                self._lives.append(Life(num_bytes, first, self._now - 1))
 
     @property
     def workspace_bytes(self) -> int:
         """What a delegate plans that places the largest values first, gaps included."""
         peak = self.peak[Arena.WORKSPACE]
-        large = [life for life in self._lives if life.num_bytes * _SMALL > peak]
-        placed = Placed()
-        for life in sorted(large, key=lambda life: -life.num_bytes):
-            placed.place(life.num_bytes, life.first, life.last)
-        return max(peak, placed.size)
+        kept = [
+            Life(num_bytes, first, self._now)
+            for items in self._ending.values()
+            for arena, num_bytes, first in items
+            if arena is Arena.WORKSPACE
+        ]
+        # In the order in which they are made, as the delegate knows them.
+        lives = sorted([*self._lives, *kept], key=lambda life: life.first)
+        large = (life for life in lives if life.num_bytes * _SMALL > peak)
+        return max(peak, largest_first(large))

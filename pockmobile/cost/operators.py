@@ -123,8 +123,8 @@ def read(node: fx.Node) -> list[fx.Node]:
         return node.all_input_nodes
     grad, x, weight, *_ = node.args
     results = {user.args[1] for user in node.users}
-    read = [grad, *([x] if 1 in results else []), *([weight] if 0 in results else [])]
-    return [value for value in read if isinstance(value, fx.Node)]
+    found = [grad, *([x] if 1 in results else []), *([weight] if 0 in results else [])]
+    return [value for value in found if isinstance(value, fx.Node)]
 
 
 def _loss(graph: JointGraph) -> fx.Node:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from pockmobile.graph.liveness import Liveness
-from pockmobile.graph.rewrite import arguments, is_random, num_bytes, shape_of
+from pockmobile.graph.rewrite import arguments, is_pointwise, is_random, num_bytes, shape_of
 
 _aten = torch.ops.aten
 
@@ -20,6 +20,8 @@ _MOST_OPERATORS: Final = 64
 _MOST_PARTS: Final = 8
 _LEAST_GAIN: Final = 16
 """A part so small of what is alive is not worth the copies at both ends."""
+_SMALL: Final = 4
+"""What is copied at both ends must be so many times smaller than the peak."""
 _CLOSE: Final = 32
 """Of two ways whose peaks differ by so small a part, that with fewer operators is better."""
 
@@ -100,7 +102,7 @@ def _is_small(live: Liveness, values: Sequence[fx.Node]) -> bool:
     if not all(isinstance(value.meta["val"], Tensor) for value in values):
         return False
     made = [live.owner[value] for value in values if live.owner[value].op == "call_function"]
-    return 4 * sum(map(num_bytes, made)) <= live.peak
+    return _SMALL * sum(map(num_bytes, made)) <= live.peak
 
 
 def _is_per_example(node: fx.Node, constants: Container[fx.Node]) -> bool:
@@ -114,8 +116,7 @@ def _is_per_example(node: fx.Node, constants: Container[fx.Node]) -> bool:
         return False
     if node.target in _ON_IMAGES:
         return all(parent in constants for parent in parents[1:])
-    is_pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
-    return is_pointwise and all(
+    return is_pointwise(node) and all(
         not (_is_whole(parent, node) and parent in constants) for parent in parents
     )
 

@@ -19,10 +19,12 @@ def made_late(nodes: Sequence[fx.Node], movable: Container[fx.Node] = ()) -> lis
     placed: dict[fx.Node, None] = {}
 
     def place(node: fx.Node) -> None:
-        for parent in node.all_input_nodes:
-            if parent in waiting and parent not in placed:
-                place(parent)
-        placed[node] = None
+        stack = [node]
+        while stack:
+            missing = [p for p in stack[-1].all_input_nodes if p in waiting and p not in placed]
+            stack.extend(missing)
+            if not missing:
+                placed[stack.pop()] = None
 
     for node in nodes:
         is_ready = all(

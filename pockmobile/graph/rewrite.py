@@ -87,11 +87,16 @@ _MOVING: Final = (
 )
 
 
+def is_pointwise(node: fx.Node) -> bool:
+    """Whether an operator computes each element of its result by itself."""
+    return torch.Tag.pointwise in getattr(node.target, "tags", ())
+
+
 def is_cheap(node: fx.Node) -> bool:
     """Whether an operator computes each element by itself, or only moves them."""
     if node.op != "call_function" or is_random(node):
         return False
-    return torch.Tag.pointwise in getattr(node.target, "tags", ()) or node.target in _MOVING
+    return is_pointwise(node) or node.target in _MOVING
 
 
 def origin(node: fx.Node) -> dict[str, str]:

@@ -9,6 +9,7 @@ value, the largest first, into the smallest gap that is free during its life; gr
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, final
 
 from executorch.exir.memory_planning import (
@@ -127,3 +128,21 @@ class Arena:
         self._placed.append((offset, offset + num_bytes, first, last))
         self.size = max(self.size, offset + num_bytes)
         return offset
+
+
+@final
+@dataclass(frozen=True)
+class Life:
+    """A value: its bytes, and the first and the last operator that need it."""
+
+    num_bytes: int
+    first: int
+    last: int
+
+
+def largest_first(values: Iterable[Life], alignment: int = 1) -> int:
+    """Returns the bytes in which values lie that are placed by size, as XNNPACK does."""
+    arena = Arena()
+    for life in sorted(values, key=lambda life: -life.num_bytes):
+        arena.place(-(-life.num_bytes // alignment) * alignment, life.first, life.last)
+    return arena.size

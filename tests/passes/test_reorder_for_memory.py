@@ -101,6 +101,16 @@ def test_what_is_made_of_weights_alone_waits_for_its_first_user() -> None:
     assert_same(graph, changed, INPUTS)
 
 
+def test_a_long_chain_of_cheap_operators_is_moved() -> None:
+    def chain(w1: Tensor, w2: Tensor, x: Tensor, lr: Tensor) -> Tensor:
+        for _ in range(1200):
+            w1 = w1.sin()
+        return x.mm(w2).mm(w1)
+
+    changed = apply(ReorderForMemory(), trace(chain, INPUTS))
+    assert operators(changed) == ["mm", *["sin"] * 1200, "mm"]
+
+
 def test_what_does_not_fit_below_the_peak_waits() -> None:
     def step(w1: Tensor, w2: Tensor, x: Tensor, lr: Tensor) -> dict[str, Tensor]:
         large, other = x.exp(), x.neg()

@@ -12,8 +12,9 @@ from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as sc
 from torch import Tensor, nn
 
 import pockmobile
+from pockmobile.targets.memory import Life
 from pockmobile.targets.xnnpack import Xnnpack
-from pockmobile.targets.xnnpack.workspace import Life, alive, lives, planned_bytes
+from pockmobile.targets.xnnpack.workspace import alive, lives, planned_bytes
 from tests.passes.graphs import trace
 
 _MEASURE = """

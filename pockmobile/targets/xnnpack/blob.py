@@ -36,10 +36,11 @@ from executorch.backends.xnnpack.utils.xnnpack_constants import (
 from executorch.exir._serialize._named_data_store import NamedDataStore
 from torch import Tensor
 
+from pockmobile.targets.memory import Life
 from pockmobile.targets.xnnpack.content import Content
 from pockmobile.targets.xnnpack.layout import product
 from pockmobile.targets.xnnpack.quantize import Quantized
-from pockmobile.targets.xnnpack.workspace import Life, lives
+from pockmobile.targets.xnnpack.workspace import lives
 
 NO_VALUE: Final[int] = XNN_INVALID_VALUE_ID
 _ALIGNMENT: Final = 64

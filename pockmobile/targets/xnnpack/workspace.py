@@ -2,14 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Final, final
+from typing import Any, Final
 
 from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as schema
 from executorch.backends.xnnpack.utils.xnnpack_constants import XNN_INVALID_VALUE_ID
 
-from pockmobile.targets.memory import Arena
+from pockmobile.targets.memory import Life, largest_first
 
 _ALIGNMENT: Final = 64
 _IN_PLACE: Final = (
@@ -48,16 +47,6 @@ _CLAMPING: Final = (
     schema.XNNMaxPooling2d,
 )
 """Operators into which XNNPACK fuses the clamp behind them."""
-
-
-@final
-@dataclass(frozen=True)
-class Life:
-    """A value in the workspace: its bytes, and the first and the last operator that need it."""
-
-    num_bytes: int
-    first: int
-    last: int
 
 
 def lives(
@@ -101,10 +90,7 @@ def alive(values: Sequence[Life], num_operators: int) -> list[int]:
 
 def planned_bytes(values: Sequence[Life]) -> int:
     """Returns the size of the workspace in which XNNPACK places them, the largest first."""
-    arena = Arena()
-    for life in sorted(values, key=lambda life: -life.num_bytes):
-        arena.place(-(-life.num_bytes // _ALIGNMENT) * _ALIGNMENT, life.first, life.last)
-    return arena.size
+    return largest_first(values, _ALIGNMENT)
 
 
 def _right(item: Any) -> int:
