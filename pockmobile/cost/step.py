@@ -234,7 +234,7 @@ class Step:
     def _run(self, number: int) -> None:
         load = self._loads[number]
         self._work.update(load.work)
-        self._hold_images(number)
+        self._hold_laid_out(number)
         if self._places[number] == number:
             self._hold(number)
         phase = "forward" if self._model.loss_needs[number] else "backward"
@@ -242,12 +242,12 @@ class Step:
         name = str(self._model.nodes[number].meta.get("module", ""))
         self._memory.run(arena, load.transient_bytes // self._share(number), name, phase)
 
-    def _hold_images(self, number: int) -> None:
-        """Keeps what a delegate makes of images that come in: a copy, channels innermost."""
+    def _hold_laid_out(self, number: int) -> None:
+        """Keeps the copies that a delegate makes of what comes in while they are read."""
         model = self._model
-        for parent in model.parents[number] if model.target.saves_memory else ():
+        for parent in model.parents[number]:
             is_input = model.nodes[parent].op == "placeholder" and model.reads_data[parent]
-            if is_input and value_of(model.nodes[parent]).dim() == 4:
+            if is_input and model.target.lays_out(value_of(model.nodes[parent])):
                 size = model.sizes[parent] // self._share(number)
                 self._memory.hold(size, Arena.WORKSPACE, number)
 

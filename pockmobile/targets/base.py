@@ -5,7 +5,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from pockmobile.errors import UsageError
 from pockmobile.graph import JointGraph
@@ -94,6 +94,10 @@ class Target(ABC):
     def moves(self, node: fx.Node) -> bool:
         """Whether an operator runs, and its result has a place of its own."""
         return node.target not in self.views
+
+    def lays_out(self, value: Tensor) -> bool:
+        """Whether an input is copied before it is read, into another order of dimensions."""
+        return False
 
     def overwritten(self, node: fx.Node, uses: Callable[[fx.Node], int]) -> fx.Node | None:
         """Returns the value in whose place an operator writes its result; by default none.

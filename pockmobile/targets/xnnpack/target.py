@@ -86,6 +86,10 @@ class Xnnpack(Target):
         """Whether an operator runs; what is only cut again is not cut before."""
         return super().moves(node) and not is_cut_again(node)
 
+    def lays_out(self, value: Tensor) -> bool:
+        """XNNPACK reads images with their channels innermost."""
+        return value.dim() == 4
+
     def overwritten(self, node: fx.Node, uses: Callable[[fx.Node], int]) -> fx.Node | None:
         """Returns what XNNPACK's planner, as `workspace` has it, lets a result lie in."""
         return overwritten(node, uses, self.views)
