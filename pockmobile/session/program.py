@@ -91,12 +91,21 @@ class LoadedProgram:
         self._program = self._load()
 
     def run(self, name: str, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Runs a method; the tensors returned are copies, valid after the next call.
+        """Runs a method; the tensors returned are copies.
 
         Raises:
             ArtifactError: the runtime cannot load or run the method.
         """
-        return [tensor.contiguous() for tensor in self._execute(name, tensors)]
+        found = self.borrow(name, tensors)
+        return [tensor.clone(memory_format=torch.contiguous_format) for tensor in found]
+
+    def borrow(self, name: str, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Runs a method; the tensors returned are its own memory, until any method runs next.
+
+        Raises:
+            ArtifactError: the runtime cannot load or run the method.
+        """
+        return self._execute(name, tensors)
 
     def _load(self) -> Program:
         try:
@@ -109,7 +118,8 @@ class LoadedProgram:
     def _execute(self, name: str, tensors: Sequence[torch.Tensor]) -> Sequence[Any]:
         try:
             method = self._program.load_method(name)
-            outputs: Sequence[Any] = method.execute(tensors)
+            # `execute` would copy what it returns, to memory which is new each time.
+            outputs: Sequence[Any] = method._method.call(tensors, clone_outputs=False)
         except RuntimeError as error:
             raise ArtifactError(
                 f"{self.path}: the runtime failed in method {name!r} ({error}); its own lines "

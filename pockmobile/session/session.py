@@ -152,9 +152,9 @@ class Session:
         padded = [
             pad(value, tensor, batch) for value, tensor in zip(values, tensors, strict=True)
         ]
-        loss, *state = self._program.run("train_step", [*self._state, *padded, rate])
+        loss, *state = self._program.borrow("train_step", [*self._state, *padded, rate])
         self._check_finite(loss, state)
-        self._state = state
+        self._take(state)
         self._num_steps += 1
         return float(loss.item())
 
@@ -228,7 +228,7 @@ class Session:
         checkpoint = load_checkpoint(
             path, program_sha256=self.program_sha256, state=self.manifest.state
         )
-        self._state = list(checkpoint.tensors.values())
+        self._take(list(checkpoint.tensors.values()))
         self._num_steps = checkpoint.num_steps
         return checkpoint.metadata
 
@@ -236,6 +236,10 @@ class Session:
         """Forgets everything learnt: the state is again that of the export."""
         self._state = self._program.run("initial_state", ())
         self._num_steps = 0
+
+    def _take(self, state: Sequence[torch.Tensor]) -> None:
+        """Copies a state in one call, so that no signal leaves it half taken."""
+        torch._foreach_copy_(self._state, state)
 
     def _parameters(self) -> list[torch.Tensor]:
         return self._state[: len(self.manifest.parameters)]
