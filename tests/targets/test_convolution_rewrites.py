@@ -44,6 +44,9 @@ def _cases() -> list[_Case]:
         _Case((3, 3), [2, 2], [1, 1], [1, 1], (6, 6), groups=6),
         _Case((1, 1), [2, 2], [0, 0], [1, 1], (16, 5)),
         _Case((1, 1), [2, 2], [1, 1], [1, 1], (16, 5)),
+        # Rows that are padded in part; and of a small image, a row of the kernel sees none.
+        _Case((5, 3), [1, 1], [1, 1], [1, 1], (16, 5)),
+        _Case((2, 3), [1, 1], [2, 2], [4, 2], (16, 5)),
         # Few channels, in blocks of which some are cropped, some filled up.
         _Case((7, 7), [2, 2], [3, 3], [1, 1], (3, 8)),
         _Case((5, 5), [2, 2], [0, 0], [1, 1], (4, 60)),
@@ -92,15 +95,47 @@ def test_a_trained_convolution_and_its_gradients_are_those_of_autograd(
 
 
 @pytest.mark.parametrize(
-    ("height", "outputs", "name"),
-    [(24, 32, "_ByShifts"), (24, 64, "_ByRows"), (6, 32, "_ByRows"), (6, 300, "_AtOnce")],
+    ("height", "outputs", "padding", "name"),
+    [
+        (24, 32, 1, "_ByShifts"),
+        (24, 64, 1, "_ByRows"),
+        (6, 32, 1, "_ByShifts"),
+        (6, 300, 1, "_AtOnce"),
+        (24, 32, 0, "_ByShifts"),
+        (6, 16, 0, "_ByRows"),
+    ],
 )
-def test_windows_are_gathered_as_costs_least(height: int, outputs: int, name: str) -> None:
+def test_windows_are_gathered_as_costs_least(
+    height: int, outputs: int, padding: int, name: str
+) -> None:
     x, weight = torch.zeros(1, 16, height, height), torch.zeros(outputs, 16, 3, 3)
 
-    found = windows(x, weight, Geometry([1, 1], [1, 1], [1, 1], 1))
+    found = windows(x, weight, Geometry([1, 1], [padding, padding], [1, 1], 1))
 
     assert type(found).__name__ == name
+
+
+def test_rows_that_pad_an_image_are_not_multiplied() -> None:
+    x, weight, grad = (
+        torch.zeros(2, 16, 6, 7),
+        torch.zeros(32, 16, 3, 3),
+        torch.zeros(2, 32, 6, 7),
+    )
+    rest = (None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+
+    def all_three(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        backward = convolutions._backward(False, False)
+        gradients = backward(grad, x, weight, *rest, [True, True, False])
+        return (convolutions._forward(False)(x, weight, *rest), *gradients[:2])
+
+    products = make_fx(all_three)(x, weight, grad).graph.find_nodes(
+        op="call_function", target=torch.ops.aten.mm.default
+    )
+
+    assert len(products) == 3
+    for node in products:
+        left, right = (arg.meta["val"].shape for arg in node.args)
+        assert 2 * 6 * 7 in (*left, right[1])
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from pockmobile.targets.rewrites.windows import (
     is_by_channel,
     pad,
     product,
+    run,
     taps,
     windows,
 )
@@ -232,7 +233,7 @@ def _spread(
         grad = (_apart_by_product if geometry.at_once else _apart)(grad, stride)
     for i in range(2):
         wanted = sizes[i] + dilation[i] * (kernel[i] - 1) - 2 * dense.padding[i]
-        grad = _resized(grad, 2 + i, max(0, -pads[i]), wanted)
+        grad = run(grad, 2 + i, max(0, -pads[i]), wanted)
     return grad, dense
 
 
@@ -251,15 +252,6 @@ def _apart_by_product(grad: Tensor, stride: Pair) -> Tensor:
     places = torch.arange(width).unsqueeze(1) * right == torch.arange(down * right * width)
     spread = grad.reshape(-1, width) @ places.to(grad.dtype)
     return spread.reshape(n, c, height * down, width * right)
-
-
-def _resized(x: Tensor, dim: int, start: int, length: int) -> Tensor:
-    """Returns `length` elements of a dimension from `start`; zeros where there are none."""
-    present = min(length, x.shape[dim] - start)
-    if present < x.shape[dim]:
-        x = x.narrow(dim, start, present)
-    missing = length - present
-    return pad(x, (0, missing) if dim == 3 else (0, 0, 0, missing))
 
 
 def _by_each_tap(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:

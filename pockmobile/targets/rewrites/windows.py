@@ -18,8 +18,7 @@ LARGE: Final = 2**18
 """Elements of a weight that is better read as it lies than packed."""
 
 _MOST_LOST: Final = 0.25
-"""Of an input's height: where more of it is padding, products of all of it cost more than
-slices."""
+"""Of an input's height: where fewer rows come out, products of all cost more than slices."""
 
 
 @final
@@ -111,8 +110,9 @@ def windows(
         and not geometry.at_once
     ):
         is_narrow = weight.shape[0] <= width * x.shape[1]
-        lost = geometry.dilation[0] * (height - 1)
-        kind = _ByShifts if is_narrow and lost <= _MOST_LOST * seen[0] else _ByRows
+        rows = x.shape[2]
+        are_used = seen[0] > geometry.padding[0] and rows - seen[0] <= _MOST_LOST * rows
+        kind = _ByShifts if is_narrow and are_used else _ByRows
     return kind((height, width), geometry, is_flipped)
 
 
@@ -141,15 +141,19 @@ class _AtOnce(Windows):
 class _SideBySide(Windows):
     """The taps of a row of the kernel are put side by side once, as channels."""
 
-    def _row(self, x: Tensor) -> tuple[Tensor, int]:
-        """Returns them, [n, kw*i, padded height, w], and the height of the output."""
-        padded, (height, width) = _padded(x, self.kernel, self.geometry)
-        right = self.geometry.dilation[1]
+    def _row(self, x: Tensor, above: int) -> tuple[Tensor, int]:
+        """Returns them, [n, kw*i, h, w], with `above` rows of zeros above and below.
+
+        And the height of the output.
+        """
+        height, width = self.geometry.steps(x, self.kernel)
+        left, right = self.geometry.padding[1], self.geometry.dilation[1]
+        padded = pad(x, (left, left, above, above))
         taps_ = self._turned(range(self.kernel[1]))
         return torch.cat([padded.narrow(3, j * right, width) for j in taps_], 1), height
 
     def _starts(self) -> list[int]:
-        """Returns where each row of the kernel begins to see."""
+        """Returns where each row of the kernel begins to see, from the padding on."""
         down = self.geometry.dilation[0]
         return [i * down for i in self._turned(range(self.kernel[0]))]
 
@@ -180,7 +184,7 @@ class _ByRows(_SideBySide):
         return self._join(torch.cat(parts), grad.shape[1])
 
     def _slices(self, x: Tensor) -> Iterator[Tensor]:
-        row, height = self._row(x)
+        row, height = self._row(x, self.geometry.padding[0])
         n, channels, _, width = row.shape
         # Places and channels as one dimension, so that what is cut lies in rows already.
         lines = row.permute(0, 2, 3, 1).reshape(n, -1, width * channels)
@@ -193,28 +197,34 @@ class _ByRows(_SideBySide):
 class _ByShifts(_SideBySide):
     """Each row of the kernel multiplies all of them, and the products are shifted.
 
-    They are narrower than what is multiplied, so that less is copied; the products of the
-    input's borders are lost.
+    They are narrower than what is multiplied, so that less is copied; and what pads the input
+    above and below is not multiplied. Where rows are not padded, some products are lost.
     """
 
     are_shared = True
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        row, height = self._row(x)
-        found, outputs = product(row, self._rows(weight)), weight.shape[0]
+        row, height = self._row(x, 0)
+        outputs, found = weight.shape[0], product(row, self._rows(weight), turns=False)
         shifted = [
-            found.narrow(1, i * outputs, outputs).narrow(2, start, height)
-            for i, start in enumerate(self._starts())
+            run(found.narrow(1, i * outputs, outputs), 2, start, height)
+            for i, start in enumerate(self._shifts())
         ]
         return _shifted(functools.reduce(torch.add, shifted), bias)
 
     def weight_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
-        row, height = self._row(x)
-        lost = row.shape[2] - height
-        errors = grad.permute(1, 0, 2, 3)
-        shifted = [pad(errors, (0, 0, start, lost - start)) for start in self._starts()]
-        found = torch.cat(shifted).reshape(len(shifted) * grad.shape[1], -1) @ as_rows(row)
-        return self._join(found, grad.shape[1])
+        row, _ = self._row(x, 0)
+        shifted = [run(grad, 2, -start, row.shape[2]) for start in self._shifts()]
+        errors, rows = as_rows(torch.cat(shifted, 1)), as_rows(row)
+        if not self.is_flipped:
+            return self._join(errors.t() @ rows, grad.shape[1])
+        # Outputs and inputs are exchanged next: then this lies nearer to the weight.
+        height, width = self.kernel
+        found = (rows.t() @ errors).reshape(width, -1, height, grad.shape[1])
+        return found.permute(3, 1, 2, 0)
+
+    def _shifts(self) -> list[int]:
+        return [start - self.geometry.padding[0] for start in self._starts()]
 
 
 def gather(
@@ -302,11 +312,11 @@ def taps(
         first, across = divmod(j * right, geometry.stride[1])
         for i in range(height):
             above, along = divmod(i * down, geometry.stride[0])
-            column = _cut(phase(along, across), 3, first, sizes[1])
+            column = run(phase(along, across), 3, first, sizes[1])
             tap = i * width + j
             yield (
                 (height * width - 1 - tap if is_flipped else tap),
-                _cut(column, 2, above, sizes[0]),
+                run(column, 2, above, sizes[0]),
             )
 
 
@@ -325,18 +335,16 @@ def _phases(x: Tensor, geometry: Geometry) -> Callable[[int, int], Tensor]:
     return phase
 
 
-def _cut(x: Tensor, dim: int, start: int, length: int) -> Tensor:
-    return x if x.shape[dim] == length else x.narrow(dim, start, length)
+def run(x: Tensor, dim: int, start: int, length: int) -> Tensor:
+    """Returns `length` elements of a dimension from `start`; zeros where there are none.
 
-
-def _padded(
-    x: Tensor, kernel: tuple[int, int], geometry: Geometry
-) -> tuple[Tensor, tuple[int, int]]:
-    """Returns the padded input, and the height and width of what slides over it by one."""
-    (above, left), dilation = geometry.padding, geometry.dilation
-    padded = pad(x, (left, left, above, above))
-    height, width = (padded.shape[2 + i] - dilation[i] * (kernel[i] - 1) for i in range(2))
-    return padded, (height, width)
+    `start` may be negative, and some elements must be there.
+    """
+    before, behind = max(0, -start), max(0, start + length - x.shape[dim])
+    present = length - before - behind
+    if present < x.shape[dim]:
+        x = x.narrow(dim, start + before, present)
+    return pad(x, (*(0, 0) * (x.dim() - 1 - dim), before, behind))
 
 
 def pad(x: Tensor, widths: Sequence[int]) -> Tensor:
