@@ -237,7 +237,7 @@ class Session:
         self._state = self._program.run("initial_state", ())
         self._num_steps = 0
 
-    def _take(self, state: Sequence[torch.Tensor]) -> None:
+    def _take(self, state: list[torch.Tensor]) -> None:
         """Copies a state in one call, so that no signal leaves it half taken."""
         torch._foreach_copy_(self._state, state)
 
