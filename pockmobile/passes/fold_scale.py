@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from pockmobile.graph import JointGraph
 from pockmobile.graph.joint import add_constant, constant_value
-from pockmobile.graph.rewrite import call, replace_node, shape_of
+from pockmobile.graph.rewrite import call, replace_node, shape_of, value_of
 from pockmobile.passes.base import Numerics, Pass, finish
 
 _aten = torch.ops.aten
@@ -21,7 +21,8 @@ _aten = torch.ops.aten
 class FoldScale(Pass):
     """Folds frozen BatchNorms into convolutions, forward and backward.
 
-    Scaling a weight costs its size once; scaling activations costs theirs at every step.
+    Scaling a constant weight costs nothing at a step. A trained one is scaled, and so is its
+    gradient, unless it is larger than what it makes: then activations are.
 
     Of a shift that is trained, what is constant is folded.
 
@@ -58,6 +59,8 @@ def _foldable(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
         return None
     for source, other in _both_ways(node):
         if _is_convolution(source) and _is_per_channel(other, shape_of(source)):
+            if node.target is _aten.mul.Tensor and not pays_to_scale(source.args[1], source):
+                continue
             bias = source.args[2]
             if bias is None or bias.op == "get_attr":  # type: ignore[union-attr]
                 return source, other
@@ -95,9 +98,17 @@ def _partly_foldable(node: fx.Node) -> _Shift | None:
     return None
 
 
+def pays_to_scale(weight: Any, result: fx.Node) -> bool:
+    """Whether to scale a convolution's weight rather than its result, or their gradients."""
+    is_constant = weight.op == "get_attr"
+    return is_constant or value_of(weight).numel() <= value_of(result).numel()
+
+
 def _scaled_gradient(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     grad: Any = node.args[0]
     if grad.target is not _aten.mul.Tensor or node.args[7]:
+        return None
+    if not pays_to_scale(node.args[2], grad):
         return None
     for source, scale in _both_ways(grad):
         if _is_per_channel(scale, shape_of(grad)) and shape_of(source) == shape_of(grad):

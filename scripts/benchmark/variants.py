@@ -106,6 +106,7 @@ PASSES: Final = (
     "gather-log-softmax",
     "sum-rows",
     "fold-trained-scale",
+    "decompose-small-images",
     "scale-factors",
     "reorder-for-memory",
     "scale-again",

@@ -43,6 +43,24 @@ def test_a_trained_weight_is_scaled_at_run_time() -> None:
     assert_close(graph, folded, IMAGES, tolerance=1e-5)
 
 
+def test_a_trained_weight_larger_than_its_result_is_not_scaled() -> None:
+    def step(weight: Tensor, x: Tensor, scale: Tensor, shift: Tensor) -> dict[str, Tensor]:
+        found = _normalised(x, weight, scale, shift)
+        rest = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False])
+        backward = torch.ops.aten.convolution_backward.default
+        results = backward(found * scale, x, weight, [4], *rest)
+        return {"result": found, "x": results[0], "weight": results[1]}
+
+    images = {"x": torch.randn(2, 3, 2, 2)}
+    graph = trace(
+        step,
+        images,
+        parameters={"weight": torch.randn(4, 3, 3, 3)},
+        constants={"scale": SCALE, "shift": SHIFT},
+    )
+    assert apply(FoldScale(), graph) is graph
+
+
 def test_the_backward_pass_reads_the_same_scaled_weight() -> None:
     def backward(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> dict[str, Tensor]:
         results = torch.ops.aten.convolution_backward.default(

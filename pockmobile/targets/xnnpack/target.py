@@ -24,6 +24,7 @@ from pockmobile.passes import (
 from pockmobile.targets.base import LoweredMethod, Target
 from pockmobile.targets.delegate import lower_delegates
 from pockmobile.targets.rewrites.convolutions import select_convolution
+from pockmobile.targets.rewrites.small_images import select_small_image
 from pockmobile.targets.xnnpack.decompositions import select, select_label, select_number
 from pockmobile.targets.xnnpack.delegate import compiler
 from pockmobile.targets.xnnpack.emitter import is_cut_again
@@ -62,7 +63,10 @@ class Xnnpack(Target):
 
     def passes(self) -> Sequence[Pass]:
         """Returns the rewrites into XNNPACK's operators."""
-        tables = () if self.frozen_weights == "fp32" else (RoundTables(_rounded),)
+        is_exact = self.frozen_weights == "fp32"
+        tables = () if is_exact else (RoundTables(_rounded),)
+        # In int8 a convolution's weights are few already, and each product rounds its rows.
+        small_images = (Decompose("small-images", select_small_image),) if is_exact else ()
         return (
             *tables,
             FoldTrainedScale(),
@@ -77,6 +81,7 @@ class Xnnpack(Target):
             # A convolution is written by whether its weight is a constant: fold first.
             FoldConstants(),
             EliminateCommon(),
+            *small_images,
             Decompose("convolutions", select_convolution),
             # The products of a weight's gradient are there now.
             ScaleFactors(),
