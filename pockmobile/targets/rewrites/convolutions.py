@@ -197,7 +197,7 @@ def _by_windows(grad: Tensor, sizes: Pair, weight: Tensor, geometry: Geometry) -
         # The weight is turned once, and as a matrix for each output.
         seen = gather(spread, kernel, dense, is_flipped=True)
         filters = weight.reshape(outputs, inner, -1).transpose(1, 2).reshape(-1, inner)
-        return product(seen, filters.t(), turns=False)
+        return product(seen, filters.t())
     turned = weight.transpose(0, 1)
     if groups > 1:
         by_group = weight.reshape(groups, outputs // groups, inner, *kernel).transpose(1, 2)

@@ -90,7 +90,7 @@ def _all(grad: Tensor, weight: Tensor, places: Sequence[int]) -> _Tap:
     """Multiplies by all taps at once, and moves the products."""
     outputs, inner = weight.shape[:2]
     taps = weight.permute(2, 3, 1, 0).reshape(-1, outputs)
-    found = product(grad, taps, turns=False)
+    found = product(grad, taps)
     return lambda tap, starts: _placed(found.narrow(1, tap * inner, inner), starts, places)
 
 

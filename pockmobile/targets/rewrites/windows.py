@@ -126,8 +126,7 @@ class _AtOnce(Windows):
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         parts = weight.reshape(weight.shape[0], -1)
-        turns = not self.geometry.at_once
-        return product(self._seen(x), parts, self.geometry.groups, turns=turns, bias=bias)
+        return product(self._seen(x), parts, self.geometry.groups, bias=bias)
 
     def weight_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
         found = correlation(grad, self._seen(x), self.geometry.groups)
@@ -205,7 +204,7 @@ class _ByShifts(_SideBySide):
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         row, height = self._row(x, 0)
-        outputs, found = weight.shape[0], product(row, self._rows(weight), turns=False)
+        outputs, found = weight.shape[0], product(row, self._rows(weight))
         shifted = [
             run(found.narrow(1, i * outputs, outputs), 2, start, height)
             for i, start in enumerate(self._shifts())
@@ -251,31 +250,23 @@ def as_rows(x: Tensor) -> Tensor:
 
 
 def product(
-    x: Tensor,
-    weight: Tensor,
-    groups: int = 1,
-    *,
-    turns: bool = True,
-    bias: Tensor | None = None,
+    x: Tensor, weight: Tensor, groups: int = 1, *, bias: Tensor | None = None
 ) -> Tensor:
     """Multiplies the pixels of x [n, m, h, w] by weights [o, m/groups]: [n, o, h, w].
 
-    A bias [o] is added. `turns` may multiply the weights by the pixels instead: a target
-    packs the right operand, and that should be the smaller one.
+    A bias [o] is added.
     """
     n, _, height, length = x.shape
     outputs, inner = weight.shape
     rows = as_rows(x)
-    if groups == 1:
-        is_turned = turns and weight.numel() >= LARGE and len(rows) < outputs
-        if bias is not None and not is_turned:
-            found, bias = torch.addmm(bias, rows, weight.t()), None
-        else:
-            found = (weight @ rows.t()).t() if is_turned else rows @ weight.t()
-    else:
+    if groups > 1:
         split = rows.reshape(-1, groups, inner).permute(1, 0, 2)
         filters = weight.reshape(groups, outputs // groups, inner).permute(0, 2, 1)
         found = torch.bmm(split, filters).permute(1, 0, 2)
+    elif bias is None:
+        found = rows @ weight.t()
+    else:
+        found, bias = torch.addmm(bias, rows, weight.t()), None
     return _shifted(found.reshape(n, height, length, outputs).permute(0, 3, 1, 2), bias)
 
 

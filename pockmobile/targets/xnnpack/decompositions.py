@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from pockmobile.graph.rewrite import arguments, shape_of, value_of
 from pockmobile.passes.decompose import Decomposition
 from pockmobile.passes.split_one_hot import LEAST_CLASSES
 from pockmobile.targets.rewrites import elementary, labels
+from pockmobile.targets.rewrites.windows import LARGE
 from pockmobile.targets.xnnpack.elementwise import ELEMENTWISE
 
 _aten = torch.ops.aten
@@ -40,6 +41,41 @@ def select_number(node: fx.Node) -> Decomposition | None:
     values = [value_of(part) for part in (node, *node.all_input_nodes)]
     is_number = all(value.dim() == 0 and value.dtype == torch.float32 for value in values)
     return elementary.as_row(node.target) if is_number else None
+
+
+def select_large_weight(node: fx.Node) -> Decomposition | None:
+    """Returns the product with both sides exchanged, where the right one is a large weight.
+
+    XNNPACK packs the right side anew at each step, and goes through all of it for every few
+    rows of the left one.
+    """
+    if node.target not in _TURNED or node.kwargs:
+        return None
+    left, right = arguments(node)[-2:]
+    is_turned = right.target is _aten.permute_copy.default
+    if not is_turned or value_of(right).numel() < LARGE:
+        return None
+    (rows, inner), outputs = shape_of(left), shape_of(right)[1]
+    saved, moved = (outputs - rows) * inner, rows * outputs
+    return _TURNED[node.target] if saved >= _LEAST_SAVED * moved else None
+
+
+_LEAST_SAVED: Final = 3
+"""Elements that are not packed, for each of the result, which may be moved."""
+
+
+def _turned_mm(left: Tensor, right: Tensor) -> Tensor:
+    return (right.t() @ left.t()).t()
+
+
+def _turned_addmm(bias: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return _turned_mm(left, right) + bias
+
+
+_TURNED: Final[Mapping[Any, Decomposition]] = {
+    _aten.mm.default: _turned_mm,
+    _aten.addmm.default: _turned_addmm,
+}
 
 
 def _is_finite(node: fx.Node) -> bool:

@@ -120,7 +120,7 @@ def _refuse_addmm(node: fx.Node, constants: Container[fx.Node]) -> str | None:
     return None
 
 
-_LARGE: Final = 2**18
+_LARGE: Final = 2**14
 """Elements of an input that are not copied."""
 
 

@@ -25,7 +25,12 @@ from pockmobile.targets.base import LoweredMethod, Target
 from pockmobile.targets.delegate import lower_delegates
 from pockmobile.targets.rewrites.convolutions import select_convolution
 from pockmobile.targets.rewrites.small_images import select_small_image
-from pockmobile.targets.xnnpack.decompositions import select, select_label, select_number
+from pockmobile.targets.xnnpack.decompositions import (
+    select,
+    select_label,
+    select_large_weight,
+    select_number,
+)
 from pockmobile.targets.xnnpack.delegate import compiler
 from pockmobile.targets.xnnpack.emitter import is_cut_again
 from pockmobile.targets.xnnpack.overwriting import overwritten
@@ -85,6 +90,8 @@ class Xnnpack(Target):
             Decompose("convolutions", select_convolution),
             # The products of a weight's gradient are there now.
             ScaleFactors(),
+            Canonicalize(),
+            Decompose("large-weights", select_large_weight),
         )
 
     def moves(self, node: fx.Node) -> bool:
