@@ -29,7 +29,7 @@ _VIEWS: Final = (
 _Factor: TypeAlias = tuple[fx.Node, int]
 """A product, and which of its two factors."""
 
-_LEAST_SAVED: Final = 2**15
+_LEAST_SAVED: Final = 2**13
 """Elements that take longer to multiply than one more operator, with what it copies."""
 
 

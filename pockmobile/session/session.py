@@ -286,13 +286,13 @@ class Session:
                 )
 
     def _check_finite(self, loss: torch.Tensor, state: Sequence[torch.Tensor]) -> None:
+        if are_finite([loss, *state]):
+            return
         if not all_finite(loss):
             raise NonFiniteError(
                 f"the loss of step {self.num_steps + 1} is {loss.item()}; the state is as "
                 "before: lower the learning rate or check the inputs"
             )
-        if are_finite(state):
-            return
         for entry, tensor in zip(self.manifest.state, state, strict=True):
             if not all_finite(tensor):
                 raise NonFiniteError(
