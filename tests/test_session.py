@@ -301,6 +301,29 @@ assert max(losses) < first[0]
 """
 
 
+def test_torch_keeps_out_of_the_way_of_a_step(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    borrow = session._program.borrow
+
+    def watched(name: str, tensors: Any) -> Any:
+        found.append(torch.get_num_threads())
+        return borrow(name, tensors)
+
+    monkeypatch.setattr(session._program, "borrow", watched)
+    before, rows = torch.get_num_threads(), random_rows(BATCH, 0)
+    torch.set_num_threads(2)
+    try:
+        session.step(rows[:2], rows[2], 0.1)
+        with pytest.raises(InputError):
+            session.step(rows[:2], rows[2], -1.0)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert found == [1]
+
+
 def test_sessions_that_are_open_survive_a_change_of_threads(tmp_path: Path) -> None:
     # In a process of its own: one that waits for the threads of a pool that is gone hangs.
     path = tmp_path / "model.pte"

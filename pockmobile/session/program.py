@@ -1,7 +1,8 @@
 """A program file opened in the ExecuTorch runtime, checked against its own manifest."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, final
 from weakref import WeakSet
@@ -173,6 +174,20 @@ class LoadedProgram:
             f"{self.path} is not a program that this pockmobile can run ({reason}); "
             "export the model again"
         )
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Keeps torch to one thread: its others would spin on the cores that a program runs on."""
+    num_threads = torch.get_num_threads()
+    if num_threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def set_num_threads(num_threads: int) -> None:

@@ -22,7 +22,7 @@ from pockmobile.session.batches import (
     prepare,
 )
 from pockmobile.session.latents import Latents
-from pockmobile.session.program import LoadedProgram, set_num_threads
+from pockmobile.session.program import LoadedProgram, one_torch_thread, set_num_threads
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ class Session:
         state = self._named_state()
         return {entry.name: state[entry.name].clone() for entry in self.manifest.parameters}
 
+    @one_torch_thread()
     def encode(self, inputs: Batch) -> Latents:
         """Returns what comes before the first layer that learns, for any number of rows.
 
@@ -130,6 +131,7 @@ class Session:
         found = {n: torch.cat(parts)[:rows] for n, parts in zip(names, columns, strict=True)}
         return Latents(self.program_sha256, found)
 
+    @one_torch_thread()
     def step(self, inputs: Batch | Latents, targets: Batch, lr: float) -> float:
         """Trains on one batch and returns its loss, measured before the update.
 
@@ -163,6 +165,7 @@ class Session:
         self._num_steps += 1
         return float(loss.item())
 
+    @one_torch_thread()
     def predict(self, inputs: Batch) -> torch.Tensor | list[torch.Tensor]:
         """Returns the model's output, or a list of its outputs, for any number of rows.
 
@@ -182,6 +185,7 @@ class Session:
             outputs = [torch.cat(parts)[:rows] for parts in zip(*batches, strict=True)]
         return outputs[0] if len(outputs) == 1 else outputs
 
+    @one_torch_thread()
     def evaluate(self, inputs: Batch | Latents, targets: Batch) -> EvaluationResult:
         """Returns the loss and the metrics over any number of rows; the state stays.
 
