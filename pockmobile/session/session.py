@@ -56,7 +56,8 @@ class Session:
     and float64 for float32, any other dtype must be the program's. A call that raises leaves
     the state as it was.
 
-    A session is not safe to share between threads; make one for each, or lock.
+    A session is not safe to share between threads; make one for each, or lock. While one works,
+    torch keeps to one thread.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
