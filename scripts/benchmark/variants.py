@@ -108,6 +108,7 @@ PASSES: Final = (
     "fold-trained-scale",
     "decompose-small-images",
     "scale-factors",
+    "decompose-large-weights",
     "reorder-for-memory",
     "scale-again",
     "split-batch",
