@@ -7,8 +7,11 @@ from dataclasses import asdict, dataclass, is_dataclass
 from enum import StrEnum
 from typing import Any, final
 
+from torch import fx
+
 from pockmobile.errors import PockmobileError
 from pockmobile.graph import JointGraph, verify
+from pockmobile.graph.rewrite import value_of
 
 
 class Numerics(StrEnum):
@@ -90,3 +93,12 @@ def finish(graph: JointGraph) -> JointGraph:
         del graph.module._buffers[name]
     graph.module.recompile()
     return graph
+
+
+def pays_to_scale(weight: Any, result: fx.Node) -> bool:
+    """Whether to scale a convolution's weight rather than its result, or their gradients.
+
+    A constant is scaled once, a trained weight at each step: then the smaller one is.
+    """
+    is_constant = weight.op == "get_attr"
+    return is_constant or value_of(weight).numel() <= value_of(result).numel()

@@ -10,8 +10,8 @@ from torch import Tensor, fx
 
 from pockmobile.graph import JointGraph
 from pockmobile.graph.joint import add_constant, constant_value
-from pockmobile.graph.rewrite import call, replace_node, shape_of, value_of
-from pockmobile.passes.base import Numerics, Pass, finish
+from pockmobile.graph.rewrite import call, replace_node, shape_of
+from pockmobile.passes.base import Numerics, Pass, finish, pays_to_scale
 
 _aten = torch.ops.aten
 
@@ -96,12 +96,6 @@ def _partly_foldable(node: fx.Node) -> _Shift | None:
             if constant.op == "get_attr" and shape_of(constant) == channels:
                 return _Shift(source, view, constant, trained)
     return None
-
-
-def pays_to_scale(weight: Any, result: fx.Node) -> bool:
-    """Whether to scale a convolution's weight rather than its result, or their gradients."""
-    is_constant = weight.op == "get_attr"
-    return is_constant or value_of(weight).numel() <= value_of(result).numel()
 
 
 def _scaled_gradient(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:

@@ -16,9 +16,8 @@ from pockmobile.graph.rewrite import (
     replace_node,
     replace_results,
     shape_of,
-    value_of,
 )
-from pockmobile.passes.base import Numerics, Pass, finish
+from pockmobile.passes.base import Numerics, Pass, finish, pays_to_scale
 
 _aten = torch.ops.aten
 _MUL: Final = _aten.mul.Tensor
@@ -77,8 +76,9 @@ def _matched(node: fx.Node) -> _Match | None:
     if node.target is not _aten.convolution.default:
         return None
     _, weight, bias, _, _, _, is_transposed, *_ = arguments(node)
-    is_large = value_of(weight).numel() > value_of(node).numel()
-    if is_transposed or bias is not None or weight.op == "get_attr" or is_large:
+    if is_transposed or bias is not None or weight.op == "get_attr":
+        return None
+    if not pays_to_scale(weight, node):
         return None
     found = [(user, scale) for user in node.users for scale in _by_channel(user, node, _MUL)]
     if len(found) != 1:

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from pockmobile.graph.rewrite import arguments, shape_of
 from pockmobile.passes.decompose import Decomposition
 from pockmobile.targets.rewrites.convolutions import is_constant
-from pockmobile.targets.rewrites.windows import Pair, pad
+from pockmobile.targets.rewrites.windows import Geometry, Pair, pad
 
 _aten = torch.ops.aten
 
@@ -85,7 +85,7 @@ def _forward(
     dilation: Pair, transposed: bool, extra: Pair, groups: int,
 ) -> Tensor:  # fmt: skip
     kernel = weight.shape[2:]
-    sizes = [x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) for i in range(2)]
+    sizes = Geometry(stride, padding, dilation, groups).steps(x, kernel)
     seen = _seen(x.shape[2:], sizes, kernel, padding, dilation, 1)
     taps = weight.permute(2, 3, 1, 0)
     return _sum_of_products(x, taps, sizes, seen, bias)

@@ -70,7 +70,7 @@ class Xnnpack(Target):
         """Returns the rewrites into XNNPACK's operators."""
         is_exact = self.frozen_weights == "fp32"
         tables = () if is_exact else (RoundTables(_rounded),)
-        # In int8 a convolution's weights are few already, and each product rounds its rows.
+        # In int8 each of these products would round its rows anew.
         small_images = (Decompose("small-images", select_small_image),) if is_exact else ()
         return (
             *tables,
